@@ -1,0 +1,190 @@
+//! Facts about the running kernel that the BPF programs need.
+//!
+//! The daemon resolves each from the kernel's own BTF and hands the whole over as one frozen
+//! read-only global, so that the verifier sees constants and removes the code of absent features.
+
+#![expect(
+    non_snake_case,
+    reason = "fields carry the kernel's own names: struct__member"
+)]
+
+/// A member, enumerator or function this kernel does not have.
+///
+/// Not 0: offset 0 is legal (`css_set.subsys`).
+pub const ABSENT: u32 = u32::MAX;
+
+macro_rules! kernel_layout {
+    ($($(#[$doc:meta])* $field:ident),* $(,)?) => {
+        /// Byte offsets, sizes, enumerator values and variant flags of the running kernel.
+        ///
+        /// Every field is a `u32`, so the struct has no padding and one reader serves all.
+        /// Fields are named `struct__member` after the kernel's own names; enumerators keep
+        /// theirs; `has_*` and `is_*` are 0 or 1. [`ABSENT`] marks what this kernel lacks.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+        pub struct KernelLayout {
+            $($(#[$doc])* pub $field: u32,)*
+        }
+
+        impl KernelLayout {
+            /// Nothing known: every field [`ABSENT`].
+            pub const UNKNOWN: Self = Self { $($field: ABSENT,)* };
+
+            /// Names of all fields, in declaration order.
+            pub const FIELDS: &'static [&'static str] = &[$(stringify!($field)),*];
+
+            /// Byte offset of the field named `name`, which must be one of [`Self::FIELDS`].
+            pub fn get(&self, name: &str) -> Option<u32> {
+                match name {
+                    $(stringify!($field) => Some(self.$field),)*
+                    _ => None,
+                }
+            }
+
+            /// Sets the field named `name`; false if there is none of that name.
+            pub fn set(&mut self, name: &str, value: u32) -> bool {
+                match name {
+                    $(stringify!($field) => self.$field = value,)*
+                    _ => return false,
+                }
+                true
+            }
+        }
+    };
+}
+
+kernel_layout! {
+    /// `task_struct.pid` (i32): the thread id in the initial pid namespace.
+    task_struct__pid,
+    /// `task_struct.tgid` (i32): the process id.
+    task_struct__tgid,
+    /// `task_struct.comm` (char[16]).
+    task_struct__comm,
+    /// `task_struct.flags` (u32): `PF_EXITING` and others.
+    task_struct__flags,
+    /// `task_struct.mm`.
+    task_struct__mm,
+    /// `task_struct.signal`.
+    task_struct__signal,
+    /// `task_struct.cgroups`: the `css_set`.
+    task_struct__cgroups,
+    /// `task_struct.start_boottime` (u64, ns since boot, suspend included).
+    task_struct__start_boottime,
+    /// `task_struct.exit_code` (i32): wait status.
+    task_struct__exit_code,
+    /// `task_struct.group_leader`.
+    task_struct__group_leader,
+    /// `task_struct.real_parent`.
+    task_struct__real_parent,
+    /// `task_struct.cred`.
+    task_struct__cred,
+    /// `task_struct.thread_pid`.
+    task_struct__thread_pid,
+    /// `signal_struct.live` (atomic): threads not yet exiting.
+    signal_struct__live,
+    /// `signal_struct.nr_threads` (i32).
+    signal_struct__nr_threads,
+    /// `signal_struct.group_exit_code` (i32).
+    signal_struct__group_exit_code,
+    /// `signal_struct.oom_score_adj` (i16).
+    signal_struct__oom_score_adj,
+    /// `signal_struct.oom_mm`: mm pinned for the OOM reaper; also the mm once `task.mm` is gone.
+    signal_struct__oom_mm,
+    /// `cred.uid` (u32).
+    cred__uid,
+    /// `pid.level` (u32): depth of the innermost pid namespace.
+    pid__level,
+    /// `pid.numbers`: array of `upid`.
+    pid__numbers,
+    /// `upid.nr` (i32).
+    upid__nr,
+    /// Size of `struct upid`, the stride of `pid.numbers`.
+    upid__size,
+    /// `mm_struct.total_vm` (u64, pages).
+    mm_struct__total_vm,
+    /// `mm_struct.pgtables_bytes` (atomic_long, bytes).
+    mm_struct__pgtables_bytes,
+    /// `mm_struct.rss_stat`: `atomic_long_t[]` or `percpu_counter[]`.
+    mm_struct__rss_stat,
+    /// Distance between two counters of `rss_stat`, bytes.
+    rss_stat__stride,
+    /// Offset of the summed value inside one counter of `rss_stat`.
+    rss_stat__count,
+    /// Offset of the per-CPU pointer inside one counter; absent where rss is a plain atomic.
+    rss_stat__percpu,
+    /// `css_set.subsys[memory_cgrp_id]`: pointer to the memory controller's css.
+    css_set__memory_css,
+    /// `css_set.dfl_cgrp`: the cgroup on the v2 hierarchy.
+    css_set__dfl_cgrp,
+    /// `cgroup_subsys_state.cgroup`.
+    css__cgroup,
+    /// `cgroup_subsys_state.parent`.
+    css__parent,
+    /// `mem_cgroup.css`, for container_of.
+    mem_cgroup__css,
+    /// `mem_cgroup.memory`: page counter.
+    mem_cgroup__memory,
+    /// `mem_cgroup.swap`, a union with `memsw`: page counter.
+    mem_cgroup__swap,
+    /// `mem_cgroup.oom_group` (bool).
+    mem_cgroup__oom_group,
+    /// `mem_cgroup.oom_lock` (bool): set on the subtree whose limit is out of memory (memcg v1 code).
+    mem_cgroup__oom_lock,
+    /// `mem_cgroup.under_oom` (i32): memcg v1 code only.
+    mem_cgroup__under_oom,
+    /// `mem_cgroup.memory_events_local[MEMCG_OOM]` (atomic_long).
+    mem_cgroup__local_oom,
+    /// `mem_cgroup.memory_events_local[MEMCG_MAX]` (atomic_long).
+    mem_cgroup__local_max,
+    /// `mem_cgroup.memory_events_local[MEMCG_OOM_KILL]` (atomic_long).
+    mem_cgroup__local_oom_kill,
+    /// `page_counter.usage` (atomic_long, pages).
+    page_counter__usage,
+    /// `page_counter.max` (u64, pages).
+    page_counter__max,
+    /// `page_counter.watermark` (u64, pages): highest usage seen.
+    page_counter__watermark,
+    /// `page_counter.failcnt` (u64).
+    page_counter__failcnt,
+    /// `cgroup.kn`.
+    cgroup__kn,
+    /// `cgroup.level` (i32).
+    cgroup__level,
+    /// `cgroup.root`.
+    cgroup__root,
+    /// `cgroup_root.hierarchy_id` (i32): 0 is the v2 hierarchy.
+    cgroup_root__hierarchy_id,
+    /// `kernfs_node.id` (u64): the cgroup id of that hierarchy.
+    kernfs_node__id,
+    /// `kernfs_node.name`.
+    kernfs_node__name,
+    /// `kernfs_node.parent` or `__parent`.
+    kernfs_node__parent,
+    /// `oom_control.memcg`: NULL for a node OOM.
+    oom_control__memcg,
+    /// `oom_control.gfp_mask` (u32).
+    oom_control__gfp_mask,
+    /// `oom_control.order` (i32): -1 for sysrq-f.
+    oom_control__order,
+    /// `oom_control.totalpages` (u64): what the domain may use.
+    oom_control__totalpages,
+    /// `oom_control.chosen`: NULL if nothing was found, -1 if selection was aborted.
+    oom_control__chosen,
+    /// `oom_control.chosen_points` (i64).
+    oom_control__chosen_points,
+    /// `oom_control.constraint` (u32): index into `enum oom_constraint`.
+    oom_control__constraint,
+    /// `MM_FILEPAGES`.
+    MM_FILEPAGES,
+    /// `MM_ANONPAGES`.
+    MM_ANONPAGES,
+    /// `MM_SWAPENTS`.
+    MM_SWAPENTS,
+    /// `MM_SHMEMPAGES`.
+    MM_SHMEMPAGES,
+    /// 1 if tracepoint `oom:mark_victim` carries a `task_struct *`, 0 if an `int pid`.
+    mark_victim__has_task,
+    /// 1 if tracepoint `sched:sched_process_exit` carries `bool group_dead`.
+    sched_process_exit__has_group_dead,
+}

@@ -1,0 +1,37 @@
+//! Bounds that both sides rely on: buffer sizes, depths, map sizes.
+
+/// Bytes of `task_struct::comm` (`TASK_COMM_LEN`, include/linux/sched.h).
+pub const COMM_LEN: usize = 16;
+
+/// Cgroup levels recorded from a leaf towards the root; deeper paths are flagged as truncated.
+pub const MAX_CGROUP_DEPTH: usize = 16;
+
+/// Longest cgroup directory name (`NAME_MAX`) plus its terminating NUL.
+pub const CGROUP_NAME_LEN: usize = 256;
+
+/// Bytes of cgroup names in one path section, separators included.
+pub const CGROUP_PATH_LEN: usize = 2048;
+
+/// Ancestors of the charged memcg whose page counters are recorded at a kill.
+pub const MAX_LIMIT_LEVELS: usize = 12;
+
+/// Frames of the trigger's kernel stack.
+pub const MAX_STACK_FRAMES: usize = 48;
+
+/// Bytes of the message the kernel prints with a kill ("Memory cgroup out of memory", …).
+pub const MESSAGE_LEN: usize = 64;
+
+/// Most CPUs whose per-CPU deltas are added to an rss counter inside BPF.
+pub const MAX_RSS_CPUS: u32 = 128;
+
+/// Bytes of one per-CPU scratch buffer: the largest record with all its sections.
+pub const SCRATCH_LEN: usize = 8192;
+
+/// Processes whose death is being watched because the OOM killer chose them.
+pub const MAX_VICTIMS: u32 = 4096;
+
+/// Bytes of the ring that carries kills; nothing that can flood is written to it.
+pub const CRITICAL_RING_BYTES: u32 = 1 << 20;
+
+/// Bytes of the ring that carries rates and cgroup life cycle.
+pub const BULK_RING_BYTES: u32 = 1 << 18;

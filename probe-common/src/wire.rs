@@ -1,0 +1,376 @@
+//! Records the BPF programs write into the rings.
+//!
+//! A record is a [`Header`], the fixed part of its [`kind`], then sections: a [`Section`] header
+//! and that many bytes, padded to eight. Fixed parts hold no padding of their own and only
+//! integers, so that any byte string of the right length is a valid value.
+
+use crate::limits::{COMM_LEN, MAX_LIMIT_LEVELS};
+
+/// Version of this format; both sides are built together, so any other is an error.
+pub const VERSION: u16 = 1;
+
+/// What a record reports. Numbers are never reused.
+pub mod kind {
+    /// `oom_kill_process()` entered: the OOM killer has chosen. Fixed part: [`super::OomDecision`].
+    pub const OOM_DECISION: u16 = 1;
+    /// `out_of_memory()` returned. Fixed part: [`super::OomEnd`].
+    pub const OOM_END: u16 = 2;
+    /// A process was marked as OOM victim. Fixed part: [`super::MarkVictim`].
+    pub const MARK_VICTIM: u16 = 3;
+    /// SIGKILL sent by the kernel itself (`SEND_SIG_PRIV`). Fixed part: [`super::Kill`].
+    pub const KERNEL_KILL: u16 = 4;
+    /// The last thread of a watched process is exiting. Fixed part: [`super::Exit`].
+    pub const EXIT: u16 = 5;
+    /// The OOM reaper reports on a victim. Fixed part: [`super::Reap`].
+    pub const REAP: u16 = 6;
+    /// A cgroup directory appeared or went away. Fixed part: [`super::CgroupChange`].
+    pub const CGROUP: u16 = 20;
+}
+
+/// What the bytes of a section are.
+pub mod section {
+    /// Names of the victim's memory cgroup, leaf first, each ended by NUL.
+    pub const VICTIM_PATH: u16 = 1;
+    /// Names of the victim's cgroup on the v2 hierarchy, likewise; only where it is another one.
+    pub const VICTIM_DFL_PATH: u16 = 2;
+    /// Names of the trigger's memory cgroup, likewise.
+    pub const TRIGGER_PATH: u16 = 3;
+    /// Names of the cgroup whose limit was hit, likewise.
+    pub const LIMIT_PATH: u16 = 4;
+    /// Kernel stack of the trigger: `u64` addresses, innermost first.
+    pub const STACK: u16 = 5;
+    /// The kernel's message for this kill.
+    pub const MESSAGE: u16 = 6;
+    /// [`super::LimitLevel`]s of the charged memcg and its ancestors, leaf first.
+    pub const LIMIT_LEVELS: u16 = 7;
+    /// Full path from the hierarchy's root, as a tracepoint gave it.
+    pub const FULL_PATH: u16 = 8;
+}
+
+/// Why something could not be recorded. Index of the per-CPU loss counters.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The critical ring was full.
+    CriticalRingFull = 0,
+    /// The bulk ring was full.
+    BulkRingFull = 1,
+    /// A kernel read failed for a record that was sent all the same.
+    ReadFailed = 2,
+    /// A map was full: a victim's exit will not be seen.
+    VictimMapFull = 3,
+}
+
+impl Loss {
+    /// All reasons, in index order.
+    pub const ALL: [Self; 4] = [
+        Self::CriticalRingFull,
+        Self::BulkRingFull,
+        Self::ReadFailed,
+        Self::VictimMapFull,
+    ];
+
+    /// The reason as events name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CriticalRingFull => "critical_ring_full",
+            Self::BulkRingFull => "bulk_ring_full",
+            Self::ReadFailed => "kernel_read_failed",
+            Self::VictimMapFull => "victim_map_full",
+        }
+    }
+}
+
+macro_rules! record {
+    ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $ty:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+        pub struct $name {
+            $($(#[$fdoc])* pub $field: $ty,)*
+        }
+    };
+}
+
+record! {
+    /// Starts every record.
+    Header {
+        /// [`VERSION`].
+        version: u16,
+        /// One of [`kind`].
+        kind: u16,
+        /// Bytes of the whole record, this header and all sections included.
+        len: u32,
+        /// `CLOCK_BOOTTIME` when the program ran, ns.
+        time_boot_ns: u64,
+        /// CPU the program ran on.
+        cpu: u32,
+        /// Which rung of the hook ladder wrote it: [`source`].
+        source: u32,
+    }
+}
+
+/// Which kind of hook wrote a record.
+pub mod source {
+    /// `tp_btf`: typed raw tracepoint.
+    pub const TP_BTF: u32 = 1;
+    /// `fentry` or `fexit`.
+    pub const FENTRY: u32 = 2;
+    /// kprobe or kretprobe.
+    pub const KPROBE: u32 = 3;
+    /// Raw tracepoint.
+    pub const RAW_TP: u32 = 4;
+}
+
+record! {
+    /// Starts every section.
+    Section {
+        /// One of [`section`].
+        tag: u16,
+        /// 1 if the content was cut to fit.
+        truncated: u16,
+        /// Bytes of content that follow, before padding to eight.
+        len: u32,
+    }
+}
+
+/// Bits of [`Task::has`]: which groups of fields could be read.
+pub mod has {
+    /// pid, tgid, comm, flags, start time.
+    pub const TASK: u32 = 1;
+    /// uid.
+    pub const CRED: u32 = 1 << 1;
+    /// oom_score_adj, threads.
+    pub const SIGNAL: u32 = 1 << 2;
+    /// rss split, page tables, total_vm.
+    pub const MM: u32 = 1 << 3;
+    /// The per-CPU part of the rss counters was added: the values are exact.
+    pub const RSS_EXACT: u32 = 1 << 4;
+    /// Pids in the innermost pid namespace.
+    pub const NS_PID: u32 = 1 << 5;
+    /// Memory cgroup id.
+    pub const MEMCG: u32 = 1 << 6;
+    /// v2 cgroup id.
+    pub const DFL_CGROUP: u32 = 1 << 7;
+}
+
+record! {
+    /// A task at the moment of the record. Fields of a group whose [`has`] bit is clear are 0.
+    Task {
+        /// Bits of [`has`].
+        has: u32,
+        /// Thread id, initial pid namespace.
+        tid: u32,
+        /// Process id, initial pid namespace.
+        pid: u32,
+        /// Process id in its innermost pid namespace; 1 is the container's init.
+        ns_pid: u32,
+        /// Depth of that namespace; 0 is the initial one.
+        ns_level: u32,
+        /// Real uid, initial user namespace.
+        uid: u32,
+        /// `task_struct.flags`.
+        flags: u32,
+        /// `signal_struct.oom_score_adj`, -1000 to 1000.
+        oom_score_adj: i32,
+        /// Threads of the process.
+        threads: u32,
+        /// Parent's process id.
+        ppid: u32,
+        /// Start time of the group leader, ns since boot.
+        start_boot_ns: u64,
+        /// Resident file pages.
+        rss_file_pages: i64,
+        /// Resident anonymous pages.
+        rss_anon_pages: i64,
+        /// Resident shmem pages.
+        rss_shmem_pages: i64,
+        /// Pages in swap.
+        swap_pages: i64,
+        /// Page tables, bytes.
+        pgtables_bytes: u64,
+        /// Mapped pages, resident or not.
+        total_vm_pages: u64,
+        /// kernfs id of the memory cgroup.
+        memcg_id: u64,
+        /// kernfs id of the v2 cgroup.
+        dfl_cgroup_id: u64,
+        /// `mm_struct` address: equal for processes that share one; never leaves the daemon.
+        mm: u64,
+        /// `task_struct.comm`.
+        comm: [u8; COMM_LEN],
+    }
+}
+
+record! {
+    /// One memcg on the way from the charged one to the root.
+    LimitLevel {
+        /// kernfs id.
+        id: u64,
+        /// Usage of the `memory` counter, pages.
+        usage_pages: u64,
+        /// Its limit, pages; 2^51 and more is none.
+        max_pages: u64,
+        /// Highest usage so far, pages.
+        watermark_pages: u64,
+        /// Usage of the `swap` counter (v2) or `memsw` (v1), pages.
+        swap_pages: u64,
+        /// Its limit, pages.
+        swap_max_pages: u64,
+        /// `memory_events_local[MEMCG_OOM]`: times this very limit ran out of memory.
+        local_oom: u64,
+        /// `memory_events_local[MEMCG_MAX]`.
+        local_max: u64,
+        /// `memory_events_local[MEMCG_OOM_KILL]`.
+        local_oom_kill: u64,
+        /// Bits of [`level`].
+        flags: u64,
+    }
+}
+
+/// Bits of [`LimitLevel::flags`].
+pub mod level {
+    /// `oom_lock` is readable on this kernel.
+    pub const HAS_OOM_LOCK: u64 = 1;
+    /// `oom_lock` is set.
+    pub const OOM_LOCK: u64 = 1 << 1;
+    /// `under_oom` is readable on this kernel.
+    pub const HAS_UNDER_OOM: u64 = 1 << 2;
+    /// `under_oom` is above 0.
+    pub const UNDER_OOM: u64 = 1 << 3;
+    /// `memory.oom.group` is set.
+    pub const OOM_GROUP: u64 = 1 << 4;
+    /// `memory_events_local` is readable on this kernel.
+    pub const HAS_LOCAL_EVENTS: u64 = 1 << 5;
+    /// The swap counter is readable on this kernel.
+    pub const HAS_SWAP: u64 = 1 << 6;
+}
+
+record! {
+    /// `oom_kill_process(oc, message)`: the decision, with its context.
+    ///
+    /// Sections: `VICTIM_PATH`, `VICTIM_DFL_PATH`, `TRIGGER_PATH`, `LIMIT_LEVELS` (from
+    /// `oc->memcg` up; none for a node OOM), `LIMIT_PATH`, `STACK`, `MESSAGE`.
+    OomDecision {
+        /// `oc->chosen`.
+        victim: Task,
+        /// Current: whose allocation failed.
+        trigger: Task,
+        /// kernfs id of `oc->memcg`, 0 for a node OOM.
+        limit_cgroup_id: u64,
+        /// Hierarchy of that cgroup; 0 is v2.
+        limit_hierarchy: u32,
+        /// `oc->gfp_mask`.
+        gfp_mask: u32,
+        /// `oc->order`; -1 for sysrq-f.
+        order: i32,
+        /// `oc->constraint`.
+        constraint: u32,
+        /// `oc->totalpages`.
+        total_pages: u64,
+        /// `oc->chosen_points`.
+        chosen_points: i64,
+    }
+}
+
+record! {
+    /// `out_of_memory(oc)` returned: the incident is over for the kernel.
+    OomEnd {
+        /// Thread id of the trigger.
+        trigger_tid: u32,
+        /// What it returned: 0 or 1.
+        returned: u32,
+        /// 0: nothing killable was found. 1: a task was chosen. 2: selection was aborted, as an
+        /// earlier victim is still dying.
+        chosen: u32,
+        /// `oc->constraint`.
+        constraint: u32,
+        /// kernfs id of `oc->memcg`, 0 for a node OOM.
+        limit_cgroup_id: u64,
+        /// `oc->order`.
+        order: i32,
+        /// Zero.
+        pad: u32,
+    }
+}
+
+record! {
+    /// `mark_oom_victim(task)`.
+    ///
+    /// Sections: `VICTIM_PATH`, `VICTIM_DFL_PATH`; where `OOM_DECISION` is not hooked also
+    /// `TRIGGER_PATH`, `LIMIT_LEVELS` (from the trigger's memcg up) and `STACK`.
+    MarkVictim {
+        /// The marked task.
+        victim: Task,
+        /// Current.
+        trigger: Task,
+    }
+}
+
+record! {
+    /// SIGKILL with `SEND_SIG_PRIV`: the OOM killer's, or another part of the kernel's.
+    ///
+    /// Sections: `VICTIM_PATH`.
+    Kill {
+        /// Who gets it.
+        target: Task,
+        /// Thread id of current.
+        sender_tid: u32,
+        /// `TRACE_SIGNAL_*`: 0 delivered, 1 ignored, 2 already pending.
+        result: u32,
+    }
+}
+
+record! {
+    /// `sched_process_exit` of the last thread of a watched process.
+    Exit {
+        /// Process id.
+        pid: u32,
+        /// Thread that was last.
+        tid: u32,
+        /// Wait status of the process.
+        exit_code: i32,
+        /// Zero.
+        pad: u32,
+        /// Start time of the group leader, ns since boot.
+        start_boot_ns: u64,
+    }
+}
+
+record! {
+    /// `finish_task_reaping` or `skip_task_reaping`.
+    Reap {
+        /// Thread id of the victim.
+        tid: u32,
+        /// 1 finished, 2 skipped.
+        stage: u32,
+    }
+}
+
+record! {
+    /// `cgroup_mkdir`, `cgroup_rmdir`, `cgroup_rename`. Section: `FULL_PATH`.
+    CgroupChange {
+        /// kernfs id.
+        id: u64,
+        /// Hierarchy; 0 is v2.
+        hierarchy: u32,
+        /// 1 created, 2 removed.
+        change: u32,
+    }
+}
+
+record! {
+    /// One task of the OOM domain, written by the task iterator (not into a ring).
+    Candidate {
+        /// The process.
+        task: Task,
+        /// `task.mm` was NULL (kernel thread or already exiting): 1.
+        no_mm: u32,
+        /// Zero.
+        pad: u32,
+    }
+}
+
+/// Most bytes of sections a record can have: what bounds the scratch buffer.
+pub const MAX_LEVELS_LEN: usize = MAX_LIMIT_LEVELS * size_of::<LimitLevel>();

@@ -1,0 +1,4 @@
+//! The daemon side of oomprobe.
+//!
+//! Data flows one way: [`kernel`] loads the BPF programs, ring records are decoded, given an
+//! identity, joined into incidents, explained by a verdict and written by a sink.

@@ -1,0 +1,2 @@
+//! The `oomprobe` command.
+fn main() {}

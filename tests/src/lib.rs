@@ -1,0 +1,1 @@
+//! Scenarios that make a real kernel kill, and the oracles that check what oomprobe said of it.
