@@ -188,3 +188,23 @@ kernel_layout! {
     /// 1 if tracepoint `sched:sched_process_exit` carries `bool group_dead`.
     sched_process_exit__has_group_dead,
 }
+
+/// What the programs need to know beside the layout.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+pub struct ProbeConfig {
+    /// Address of the kernel's `__per_cpu_offset[]`; 0 where kallsyms does not tell.
+    pub per_cpu_offset: u64,
+    /// Possible CPUs.
+    pub cpus: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+// SAFETY: both are `repr(C)`, hold only integers and have no padding (bytemuck checks that).
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for KernelLayout {}
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for ProbeConfig {}

@@ -9,8 +9,8 @@ pub const MAX_CGROUP_DEPTH: usize = 16;
 /// Longest cgroup directory name (`NAME_MAX`) plus its terminating NUL.
 pub const CGROUP_NAME_LEN: usize = 256;
 
-/// Bytes of cgroup names in one path section, separators included.
-pub const CGROUP_PATH_LEN: usize = 2048;
+/// Bytes of cgroup names in one path section; a path that reaches it is flagged as truncated.
+pub const CGROUP_PATH_LEN: usize = 1024;
 
 /// Ancestors of the charged memcg whose page counters are recorded at a kill.
 pub const MAX_LIMIT_LEVELS: usize = 12;
@@ -24,7 +24,10 @@ pub const MESSAGE_LEN: usize = 64;
 /// Most CPUs whose per-CPU deltas are added to an rss counter inside BPF.
 pub const MAX_RSS_CPUS: u32 = 128;
 
-/// Bytes of one per-CPU scratch buffer: the largest record with all its sections.
+/// Bytes of one per-CPU scratch buffer in which a record is put together.
+///
+/// A section may start in the first half only and is shorter than the second half: one mask then
+/// proves every write in bounds.
 pub const SCRATCH_LEN: usize = 8192;
 
 /// Processes whose death is being watched because the OOM killer chose them.

@@ -4,7 +4,7 @@
 //! and that many bytes, padded to eight. Fixed parts hold no padding of their own and only
 //! integers, so that any byte string of the right length is a valid value.
 
-use crate::limits::{COMM_LEN, MAX_LIMIT_LEVELS};
+use crate::limits::COMM_LEN;
 
 /// Version of this format; both sides are built together, so any other is an error.
 pub const VERSION: u16 = 1;
@@ -349,7 +349,7 @@ record! {
 }
 
 record! {
-    /// `cgroup_mkdir`, `cgroup_rmdir`, `cgroup_rename`. Section: `FULL_PATH`.
+    /// `cgroup_mkdir` or `cgroup_rmdir`. Section: `FULL_PATH`.
     CgroupChange {
         /// kernfs id.
         id: u64,
@@ -371,6 +371,3 @@ record! {
         pad: u32,
     }
 }
-
-/// Most bytes of sections a record can have: what bounds the scratch buffer.
-pub const MAX_LEVELS_LEN: usize = MAX_LIMIT_LEVELS * size_of::<LimitLevel>();

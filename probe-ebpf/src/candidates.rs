@@ -1,0 +1,53 @@
+//! Iterator over all tasks: what the OOM killer could have chosen from.
+//!
+//! match-proto: `struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; }`
+//! (kernel/bpf/task_iter.c). One [`Candidate`] per process is written to the iterator's file.
+
+use core::{ffi::c_void, mem::zeroed};
+
+use aya_ebpf::{bindings::seq_file, helpers::generated::bpf_seq_write};
+use probe_common::wire::Candidate;
+
+use crate::{
+    kernel::{Task, Typed},
+    record::describe,
+};
+
+/// `struct bpf_iter_meta` (include/linux/bpf.h): a stable context, not a kernel structure.
+#[repr(C)]
+struct IterMeta {
+    seq: *mut seq_file,
+    session_id: u64,
+    seq_num: u64,
+}
+
+/// `struct bpf_iter__task`.
+#[repr(C)]
+struct IterTask {
+    meta: *const IterMeta,
+    task: *const u8,
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+extern "C" fn candidates(ctx: *mut c_void) -> i32 {
+    // SAFETY: the verifier knows this context.
+    let (seq, task) = unsafe {
+        let ctx = ctx.cast::<IterTask>();
+        ((*(*ctx).meta).seq, (*ctx).task)
+    };
+    let Some(task) = Task::<Typed>::new(task) else { return 0 };
+    // Threads share the mm: the leader stands for the process.
+    if task.pid() != task.tgid() {
+        return 0;
+    }
+    // SAFETY: integers only.
+    let mut out: Candidate = unsafe { zeroed() };
+    describe(task, &mut out.task);
+    out.no_mm = u32::from(task.mm().is_none());
+    // SAFETY: the buffer is a local of that size.
+    unsafe {
+        bpf_seq_write(seq, (&raw const out).cast(), size_of::<Candidate>() as u32);
+    }
+    0
+}

@@ -1,0 +1,465 @@
+//! Reading kernel structures: the only file that knows offsets and pointers.
+//!
+//! Getters are named as the kernel's members. Each returns `None` for a member this kernel lacks,
+//! a null pointer or a failed read. How memory is read is a type parameter: programs that the
+//! verifier gives typed pointers to use [`Typed`], all others [`Probed`].
+
+use core::{marker::PhantomData, mem::MaybeUninit, ptr::read_volatile};
+
+use aya_ebpf::{
+    bindings::task_struct,
+    helpers::{
+        bpf_get_current_task,
+        generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str},
+    },
+};
+use probe_common::{
+    layout::{ABSENT, KernelLayout, ProbeConfig},
+    limits::MAX_RSS_CPUS,
+};
+
+use crate::maps::CONFIG;
+
+/// One field of [`crate::maps::LAYOUT`]: volatile, so that the compiler leaves it to the verifier, which knows
+/// the frozen value.
+macro_rules! layout {
+    ($field:ident) => {{
+        // SAFETY: a field of a static; the frozen map behind it is as large as the struct.
+        let offset: u32 = unsafe { core::ptr::read_volatile(&raw const crate::maps::LAYOUT.$field) };
+        offset
+    }};
+}
+pub(crate) use layout;
+
+const _: () = assert!(size_of::<KernelLayout>() % 4 == 0);
+
+/// How kernel memory is read.
+pub trait Access: Copy {
+    /// The value at `address`, which is not null.
+    ///
+    /// # Safety
+    /// `T` is an integer or pointer type; for [`Typed`] the verifier must know the pointer.
+    unsafe fn load<T: Copy>(address: *const u8) -> Option<T>;
+}
+
+/// Plain loads through pointers whose type the verifier tracks: it checks the offset against its
+/// own BTF and a fault reads 0.
+#[derive(Clone, Copy)]
+pub struct Typed;
+
+/// `bpf_probe_read_kernel`: any address.
+#[derive(Clone, Copy)]
+pub struct Probed;
+
+impl Access for Typed {
+    #[inline(always)]
+    unsafe fn load<T: Copy>(address: *const u8) -> Option<T> {
+        // SAFETY: the verifier accepts the load or refuses the program.
+        Some(unsafe { read_volatile(address.cast::<T>()) })
+    }
+}
+
+impl Access for Probed {
+    #[inline(always)]
+    unsafe fn load<T: Copy>(address: *const u8) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the destination is `size_of::<T>()` bytes of stack; the source may be anything.
+        let failed = unsafe {
+            bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, address.cast())
+        };
+        // SAFETY: the helper fills the destination also when it fails, with zeroes.
+        (failed == 0).then(|| unsafe { value.assume_init() })
+    }
+}
+
+macro_rules! pointer {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Copy)]
+            pub struct $name<A>(*const u8, PhantomData<A>);
+
+            impl<A: Access> $name<A> {
+                /// Wraps a pointer; `None` if it is null.
+                #[inline(always)]
+                pub fn new(pointer: *const u8) -> Option<Self> {
+                    // Before any load: the compiler takes a load as proof that a pointer is not
+                    // null and would drop a later test.
+                    if pointer.is_null() { None } else { Some(Self(pointer, PhantomData)) }
+                }
+
+                /// The member at `offset`.
+                #[inline(always)]
+                #[allow(dead_code, reason = "not every structure has plain members")]
+                fn get<T: Copy>(self, offset: u32) -> Option<T> {
+                    if offset == ABSENT {
+                        return None;
+                    }
+                    // SAFETY: not null; the offset is the kernel's own.
+                    unsafe { A::load(self.0.add(offset as usize)) }
+                }
+
+                /// Its address.
+                #[inline(always)]
+                #[allow(dead_code, reason = "not every structure is passed on")]
+                pub fn address(self) -> *const u8 {
+                    self.0
+                }
+            }
+        )*
+    };
+}
+
+pointer! {
+    /// `struct task_struct`.
+    Task,
+    /// `struct signal_struct`.
+    Signal,
+    /// `struct mm_struct`.
+    Mm,
+    /// `struct cred`.
+    Cred,
+    /// `struct pid`.
+    Pid,
+    /// `struct css_set`.
+    CssSet,
+    /// `struct cgroup_subsys_state`.
+    Css,
+    /// `struct cgroup`.
+    Cgroup,
+    /// `struct cgroup_root`.
+    CgroupRoot,
+    /// `struct kernfs_node`.
+    Kernfs,
+    /// `struct oom_control`.
+    OomControl,
+    /// `struct mem_cgroup`. Reached from its embedded css by arithmetic, which typed pointers do
+    /// not allow: always [`Probed`].
+    Memcg,
+}
+
+impl Task<Probed> {
+    /// The task this program runs in.
+    #[inline(always)]
+    pub fn current() -> Option<Self> {
+        // SAFETY: the helper has no preconditions.
+        Self::new(unsafe { bpf_get_current_task() } as *const u8)
+    }
+}
+
+impl<A: Access> Task<A> {
+    #[inline(always)]
+    pub fn from_arg(pointer: *const task_struct) -> Option<Self> {
+        Self::new(pointer.cast())
+    }
+    #[inline(always)]
+    pub fn pid(self) -> Option<i32> {
+        self.get(layout!(task_struct__pid))
+    }
+    #[inline(always)]
+    pub fn tgid(self) -> Option<i32> {
+        self.get(layout!(task_struct__tgid))
+    }
+    #[inline(always)]
+    pub fn flags(self) -> Option<u32> {
+        self.get(layout!(task_struct__flags))
+    }
+    #[inline(always)]
+    pub fn start_boottime(self) -> Option<u64> {
+        self.get(layout!(task_struct__start_boottime))
+    }
+    #[inline(always)]
+    pub fn exit_code(self) -> Option<i32> {
+        self.get(layout!(task_struct__exit_code))
+    }
+    /// Two words, as one typed load may not be wider.
+    #[inline(always)]
+    pub fn comm(self) -> Option<[u64; 2]> {
+        let comm = layout!(task_struct__comm);
+        if comm == ABSENT {
+            return None;
+        }
+        // SAFETY: `comm` is 16 bytes; a byte array may be read by any access, the verifier only
+        // looks at typed ones, so this one is always probed.
+        unsafe { Probed::load(self.0.add(comm as usize)) }
+    }
+    #[inline(always)]
+    pub fn mm(self) -> Option<Mm<A>> {
+        Mm::new(self.get(layout!(task_struct__mm))?)
+    }
+    #[inline(always)]
+    pub fn signal(self) -> Option<Signal<A>> {
+        Signal::new(self.get(layout!(task_struct__signal))?)
+    }
+    #[inline(always)]
+    pub fn cred(self) -> Option<Cred<A>> {
+        Cred::new(self.get(layout!(task_struct__cred))?)
+    }
+    #[inline(always)]
+    pub fn group_leader(self) -> Option<Self> {
+        Self::new(self.get(layout!(task_struct__group_leader))?)
+    }
+    #[inline(always)]
+    pub fn real_parent(self) -> Option<Self> {
+        Self::new(self.get(layout!(task_struct__real_parent))?)
+    }
+    #[inline(always)]
+    pub fn thread_pid(self) -> Option<Pid<A>> {
+        Pid::new(self.get(layout!(task_struct__thread_pid))?)
+    }
+    #[inline(always)]
+    fn cgroups(self) -> Option<CssSet<A>> {
+        CssSet::new(self.get(layout!(task_struct__cgroups))?)
+    }
+    /// The memory controller's css of this task.
+    #[inline(always)]
+    pub fn memory_css(self) -> Option<Css<A>> {
+        Css::new(self.cgroups()?.get(layout!(css_set__memory_css))?)
+    }
+    /// The cgroup on the v2 hierarchy.
+    #[inline(always)]
+    pub fn dfl_cgroup(self) -> Option<Cgroup<A>> {
+        Cgroup::new(self.cgroups()?.get(layout!(css_set__dfl_cgrp))?)
+    }
+}
+
+impl<A: Access> Signal<A> {
+    #[inline(always)]
+    pub fn live(self) -> Option<i32> {
+        self.get(layout!(signal_struct__live))
+    }
+    #[inline(always)]
+    pub fn nr_threads(self) -> Option<i32> {
+        self.get(layout!(signal_struct__nr_threads))
+    }
+    #[inline(always)]
+    pub fn group_exit_code(self) -> Option<i32> {
+        self.get(layout!(signal_struct__group_exit_code))
+    }
+    #[inline(always)]
+    pub fn oom_score_adj(self) -> Option<i16> {
+        self.get(layout!(signal_struct__oom_score_adj))
+    }
+    #[inline(always)]
+    pub fn oom_mm(self) -> Option<Mm<A>> {
+        Mm::new(self.get(layout!(signal_struct__oom_mm))?)
+    }
+}
+
+impl<A: Access> Cred<A> {
+    #[inline(always)]
+    pub fn uid(self) -> Option<u32> {
+        self.get(layout!(cred__uid))
+    }
+}
+
+impl<A: Access> Pid<A> {
+    #[inline(always)]
+    pub fn level(self) -> Option<u32> {
+        self.get(layout!(pid__level))
+    }
+    /// The number in the namespace at `level`. A variable index is only possible when probed.
+    #[inline(always)]
+    pub fn number(self, level: u32) -> Option<i32> {
+        let (numbers, stride, nr) = (layout!(pid__numbers), layout!(upid__size), layout!(upid__nr));
+        if numbers == ABSENT || stride == ABSENT || nr == ABSENT {
+            return None;
+        }
+        let offset = u64::from(numbers) + u64::from(nr) + u64::from(level) * u64::from(stride);
+        // SAFETY: any address may be probed.
+        unsafe { Probed::load((self.0 as u64).wrapping_add(offset) as *const u8) }
+    }
+}
+
+impl<A: Access> Mm<A> {
+    #[inline(always)]
+    pub fn total_vm(self) -> Option<u64> {
+        self.get(layout!(mm_struct__total_vm))
+    }
+    #[inline(always)]
+    pub fn pgtables_bytes(self) -> Option<u64> {
+        self.get(layout!(mm_struct__pgtables_bytes))
+    }
+    /// One rss counter, pages, and whether the per-CPU part is in it.
+    ///
+    /// Always probed: 5.10 and 6.1 refuse typed loads of `atomic_long_t` array elements.
+    #[inline(always)]
+    pub fn rss(self, item: u32) -> Option<(i64, bool)> {
+        let (base, stride, count) =
+            (layout!(mm_struct__rss_stat), layout!(rss_stat__stride), layout!(rss_stat__count));
+        if base == ABSENT || stride == ABSENT || count == ABSENT || item == ABSENT {
+            return None;
+        }
+        let counter = (self.0 as u64) + u64::from(base) + u64::from(item) * u64::from(stride);
+        // SAFETY: any address may be probed.
+        let sum: i64 = unsafe { Probed::load((counter + u64::from(count)) as *const u8)? };
+        let percpu = layout!(rss_stat__percpu);
+        if percpu == ABSENT {
+            return Some((sum, true));
+        }
+        // SAFETY: as above.
+        let deltas: u64 = unsafe { Probed::load((counter + u64::from(percpu)) as *const u8)? };
+        Some(match percpu_sum(deltas) {
+            Some(delta) => (sum + delta, true),
+            None => (sum, false),
+        })
+    }
+}
+
+/// Sum of a per-CPU `s32` over all CPUs; `None` where the kernel does not tell where they are.
+///
+/// A `percpu_counter` keeps up to `batch` per CPU out of its `count` (lib/percpu_counter.c).
+#[inline(always)]
+fn percpu_sum(variable: u64) -> Option<i64> {
+    // SAFETY: fields of a static, see `layout!`.
+    let (table, cpus): (u64, u32) = unsafe {
+        let config: *const ProbeConfig = &raw const CONFIG;
+        (read_volatile(&raw const (*config).per_cpu_offset), read_volatile(&raw const (*config).cpus))
+    };
+    if table == 0 || cpus > MAX_RSS_CPUS {
+        return None;
+    }
+    let mut sum = 0i64;
+    let mut cpu = 0u32;
+    while cpu < MAX_RSS_CPUS {
+        if cpu >= cpus {
+            break;
+        }
+        // SAFETY: any address may be probed.
+        let delta: i32 = unsafe {
+            let offset: u64 = Probed::load((table + u64::from(cpu) * 8) as *const u8)?;
+            Probed::load(variable.wrapping_add(offset) as *const u8)?
+        };
+        sum += i64::from(delta);
+        cpu += 1;
+    }
+    Some(sum)
+}
+
+impl<A: Access> Css<A> {
+    #[inline(always)]
+    pub fn cgroup(self) -> Option<Cgroup<A>> {
+        Cgroup::new(self.get(layout!(css__cgroup))?)
+    }
+    /// The memcg this css is part of.
+    #[inline(always)]
+    pub fn memcg(self) -> Option<Memcg<Probed>> {
+        let css = layout!(mem_cgroup__css);
+        if css == ABSENT {
+            return None;
+        }
+        Memcg::new((self.0 as u64).wrapping_sub(u64::from(css)) as *const u8)
+    }
+}
+
+impl<A: Access> Cgroup<A> {
+    #[inline(always)]
+    pub fn kn(self) -> Option<Kernfs<A>> {
+        Kernfs::new(self.get(layout!(cgroup__kn))?)
+    }
+    #[inline(always)]
+    pub fn hierarchy_id(self) -> Option<i32> {
+        CgroupRoot::<A>::new(self.get(layout!(cgroup__root))?)?
+            .get(layout!(cgroup_root__hierarchy_id))
+    }
+}
+
+impl<A: Access> Kernfs<A> {
+    #[inline(always)]
+    pub fn id(self) -> Option<u64> {
+        self.get(layout!(kernfs_node__id))
+    }
+    #[inline(always)]
+    pub fn parent(self) -> Option<Self> {
+        Self::new(self.get(layout!(kernfs_node__parent))?)
+    }
+    /// Copies the name with its NUL to `destination`; the bytes written, at least 1.
+    ///
+    /// # Safety
+    /// `destination` has room for `room` bytes that the verifier knows of.
+    #[inline(always)]
+    pub unsafe fn read_name(self, destination: *mut u8, room: u32) -> Option<usize> {
+        let name: *const u8 = self.get(layout!(kernfs_node__name))?;
+        // SAFETY: the caller vouches for the destination; the source may be anything.
+        unsafe { read_str(destination, room, name) }
+    }
+}
+
+impl Memcg<Probed> {
+    /// The embedded css.
+    #[inline(always)]
+    pub fn css(self) -> Option<Css<Probed>> {
+        let css = layout!(mem_cgroup__css);
+        if css == ABSENT {
+            return None;
+        }
+        Css::new((self.0 as u64).wrapping_add(u64::from(css)) as *const u8)
+    }
+    #[inline(always)]
+    pub fn cgroup(self) -> Option<Cgroup<Probed>> {
+        self.css()?.cgroup()
+    }
+    #[inline(always)]
+    pub fn parent(self) -> Option<Self> {
+        Css::<Probed>::new(self.css()?.get(layout!(css__parent))?)?.memcg()
+    }
+    /// `member` of the page counter `counter`, both from the layout.
+    #[inline(always)]
+    pub fn page_counter(self, counter: u32, member: u32) -> Option<u64> {
+        if counter == ABSENT || member == ABSENT {
+            return None;
+        }
+        self.get(counter + member)
+    }
+    /// A counter or flag at `offset`, from the layout.
+    #[inline(always)]
+    pub fn field<T: Copy>(self, offset: u32) -> Option<T> {
+        self.get(offset)
+    }
+}
+
+impl<A: Access> OomControl<A> {
+    #[inline(always)]
+    pub fn memcg(self) -> Option<Memcg<Probed>> {
+        Memcg::new(self.get(layout!(oom_control__memcg))?)
+    }
+    #[inline(always)]
+    pub fn gfp_mask(self) -> Option<u32> {
+        self.get(layout!(oom_control__gfp_mask))
+    }
+    #[inline(always)]
+    pub fn order(self) -> Option<i32> {
+        self.get(layout!(oom_control__order))
+    }
+    #[inline(always)]
+    pub fn totalpages(self) -> Option<u64> {
+        self.get(layout!(oom_control__totalpages))
+    }
+    /// The raw pointer: may be -1, so it is never followed unless it is a task's.
+    #[inline(always)]
+    pub fn chosen(self) -> Option<*const u8> {
+        self.get(layout!(oom_control__chosen))
+    }
+    #[inline(always)]
+    pub fn chosen_points(self) -> Option<i64> {
+        self.get(layout!(oom_control__chosen_points))
+    }
+    #[inline(always)]
+    pub fn constraint(self) -> Option<u32> {
+        self.get(layout!(oom_control__constraint))
+    }
+}
+
+/// Copies a NUL-ended kernel string; the bytes written, NUL included.
+///
+/// # Safety
+/// `destination` has room for `room` bytes that the verifier knows of.
+#[inline(always)]
+pub unsafe fn read_str(destination: *mut u8, room: u32, source: *const u8) -> Option<usize> {
+    if source.is_null() {
+        return None;
+    }
+    // SAFETY: the caller vouches for the destination; the source may be anything.
+    let length = unsafe { bpf_probe_read_kernel_str(destination.cast(), room, source.cast()) };
+    if length <= 0 { None } else { Some(length as usize) }
+}

@@ -1,0 +1,28 @@
+//! The BPF programs of oomprobe, one file per signal.
+//!
+//! A signal has a body that is generic over how kernel memory is read ([`kernel::Access`]) and
+//! one thin program per rung of its hook ladder. Programs return 0 and never change what the
+//! kernel does. Whatever cannot be recorded is counted ([`maps::lost`]).
+#![no_std]
+#![no_main]
+
+mod candidates;
+mod cgroup;
+mod exit;
+mod kernel;
+mod kill;
+mod maps;
+mod mark_victim;
+mod oom_kill_process;
+mod out_of_memory;
+mod reap;
+mod record;
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,70 @@
+//! Maps and globals, and the counting of what was lost.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, LruHashMap, PerCpuArray, RingBuf},
+};
+use probe_common::{
+    layout::{KernelLayout, ProbeConfig},
+    limits::{BULK_RING_BYTES, CRITICAL_RING_BYTES, MAX_VICTIMS, SCRATCH_LEN},
+    wire::Loss,
+};
+
+/// Facts about the running kernel; set and frozen before the programs are loaded.
+#[unsafe(no_mangle)]
+pub static LAYOUT: KernelLayout = KernelLayout::UNKNOWN;
+
+/// What the daemon decided; likewise.
+#[unsafe(no_mangle)]
+pub static CONFIG: ProbeConfig = ProbeConfig { per_cpu_offset: 0, cpus: 0, pad: 0 };
+
+/// Kills and deaths only, so that no flood can evict them.
+#[map]
+pub static CRITICAL: RingBuf = RingBuf::with_byte_size(CRITICAL_RING_BYTES, 0);
+
+/// Rates and life cycle.
+#[map]
+pub static BULK: RingBuf = RingBuf::with_byte_size(BULK_RING_BYTES, 0);
+
+/// Counts by reason of loss.
+#[map]
+pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.len() as u32, 0);
+
+/// Where a record is put together. One slot per [`Slot`], as programs of different slots may
+/// interrupt each other on one CPU; a program never interrupts itself.
+#[map]
+pub static SCRATCH: PerCpuArray<[u8; SCRATCH_LEN]> = PerCpuArray::with_max_entries(3, 0);
+
+/// Slots of [`SCRATCH`].
+#[derive(Clone, Copy)]
+pub enum Slot {
+    /// Programs that run under the kernel's `oom_lock`.
+    Oom = 0,
+    /// Signals.
+    Kill = 1,
+    /// Exits and cgroup life cycle.
+    Other = 2,
+}
+
+/// Processes whose exit is of interest, by process id; least recently used are given up first.
+#[map]
+pub static VICTIMS: LruHashMap<u32, u64> = LruHashMap::with_max_entries(MAX_VICTIMS, 0);
+
+/// `oc` of the `out_of_memory()` call in progress, for a return probe that cannot see arguments:
+/// `[thread, oc]`. One is enough, as the kernel serialises these calls (`oom_lock`).
+#[map]
+pub static OOM_CONTROL: Array<[u64; 2]> = Array::with_max_entries(1, 0);
+
+/// 1 once `OOM_DECISION` records are produced: a mark then leaves limit and stack to them. Known
+/// only after attaching, hence not part of the frozen [`CONFIG`].
+#[map]
+pub static HAS_DECISION: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Counts one loss.
+#[inline(always)]
+pub fn lost(reason: Loss) {
+    if let Some(count) = LOST.get_ptr_mut(reason as u32) {
+        // SAFETY: the slot is this CPU's own and 8 bytes long.
+        unsafe { *count += 1 }
+    }
+}

@@ -1,0 +1,578 @@
+//! Joins ring records into incidents. Pure: records and times in, steps out.
+//!
+//! The kernel serialises OOM kills (`oom_lock`), so at most one incident is open, and its records
+//! come from one thread, the trigger, in the order of the kernel's steps
+//! (`__oom_kill_process()`, mm/oom_kill.c): SIGKILL to a victim, mark it, SIGKILL to others that
+//! share its mm; in a group kill again for each member. Where no hook tells of the decision and
+//! of the end, the first mark opens and silence closes.
+
+use std::collections::VecDeque;
+
+use probe_common::wire::{self, OomEnd};
+
+use crate::ring::decode::{Body, CgroupNames, Record};
+use probe_common::wire::section;
+
+/// How long an incident without an end hook stays open after its last record, ns. The steps are
+/// microseconds apart; what a slow console delays longer than this is reported as late.
+pub const QUIET_NS: u64 = 2_000_000;
+
+/// How long to wait for victims to be gone before saying that they are not, ns.
+pub const SETTLE_NS: u64 = 10_000_000_000;
+
+/// How long a SIGKILL waits for the mark that makes it an OOM kill, ns.
+const KILL_TO_MARK_NS: u64 = 1_000_000_000;
+
+/// Most incidents whose victims are still dying; more than this and the oldest is given up.
+const MAX_SETTLING: usize = 512;
+
+/// Most SIGKILLs that may become OOM kills.
+const MAX_PENDING_KILLS: usize = 64;
+
+/// Further invocations that killed nobody for one limit are folded into one for this long, ns.
+const FOLD_NS: u64 = 10_000_000_000;
+
+/// Most limits whose fruitless invocations are folded.
+const MAX_FOLDED: usize = 64;
+
+/// What the daemon can expect of the hooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hooks {
+    /// `OOM_END` records come.
+    pub end: bool,
+    /// `KERNEL_KILL` records come.
+    pub kernel_kill: bool,
+}
+
+/// Why a process is among the victims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The OOM killer chose it.
+    Chosen,
+    /// `memory.oom.group` took it along.
+    Group,
+    /// It shares the mm of a victim.
+    SharesMm,
+    /// It was dying anyway and was marked, not killed.
+    AlreadyExiting,
+}
+
+/// One victim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Victim {
+    /// The process when it was killed or marked.
+    pub task: wire::Task,
+    /// Its memory cgroup.
+    pub cgroup: CgroupNames,
+    /// Its v2 cgroup, where that is another.
+    pub dfl_cgroup: Option<CgroupNames>,
+    /// Why it is one.
+    pub role: Role,
+    /// SIGKILL was sent, ns since boot.
+    pub killed_boot_ns: Option<u64>,
+    /// Its last thread exited: ns since boot, wait status.
+    pub exited: Option<(u64, i32)>,
+    /// The OOM reaper had freed its memory, ns since boot.
+    pub reaped_boot_ns: Option<u64>,
+}
+
+impl Victim {
+    fn is(&self, pid: u32, start_boot_ns: u64) -> bool {
+        self.task.pid == pid && self.task.start_boot_ns == start_boot_ns
+    }
+}
+
+/// How an invocation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Not known yet, or no hook tells.
+    Unknown,
+    /// It killed.
+    Killed,
+    /// Nothing killable was found.
+    NothingKillable,
+}
+
+/// One invocation of the OOM killer.
+#[derive(Clone, Debug)]
+pub struct Incident {
+    /// Number in this run, from 1.
+    pub number: u64,
+    /// First record, ns since boot.
+    pub boot_ns: u64,
+    /// Thread id of the trigger.
+    pub trigger_tid: u32,
+    /// The decision, if it is hooked.
+    pub decision: Option<Record>,
+    /// The first mark: stands in for the decision where that is not hooked.
+    pub mark: Option<Record>,
+    /// The end, if it is hooked.
+    pub end: Option<OomEnd>,
+    /// Victims in the order of their kills.
+    pub victims: Vec<Victim>,
+    /// How many of [`Self::victims`] were there when the incident was closed.
+    pub on_time: usize,
+    /// By how much the kernel's own counter of OOM kills rose (`/proc/vmstat oom_kill`).
+    pub kernel_kills: u64,
+    /// Earlier invocations for the same limit that killed nobody and were not reported.
+    pub folded: u64,
+    last_boot_ns: u64,
+    closed_boot_ns: Option<u64>,
+}
+
+impl Incident {
+    /// How it ended.
+    pub fn ending(&self) -> Ending {
+        if self
+            .victims
+            .iter()
+            .any(|victim| victim.role != Role::AlreadyExiting)
+        {
+            return Ending::Killed;
+        }
+        match self.end {
+            Some(end) if end.chosen == 0 && self.victims.is_empty() => Ending::NothingKillable,
+            _ => Ending::Unknown,
+        }
+    }
+
+    /// The process that allocated, as the first record that tells has it.
+    pub fn trigger(&self) -> Option<&wire::Task> {
+        self.decision
+            .iter()
+            .chain(&self.mark)
+            .find_map(|record| match &record.body {
+                Body::OomDecision(decision) => Some(&decision.trigger),
+                Body::MarkVictim(mark) => Some(&mark.trigger),
+                _ => None,
+            })
+    }
+
+    /// The record that carries limit levels, stack and trigger.
+    pub fn context(&self) -> Option<&Record> {
+        self.decision.as_ref().or(self.mark.as_ref())
+    }
+
+    fn settled(&self) -> bool {
+        self.victims.iter().all(|victim| victim.exited.is_some())
+    }
+}
+
+/// What is to be done after a record or a lapse of time.
+#[derive(Debug)]
+pub enum Step {
+    /// An incident began: gather evidence before it fades.
+    Opened(u64),
+    /// An incident is complete: report it.
+    Closed(Box<Incident>),
+    /// All victims are gone, or will not go: report that.
+    Settled(Box<Incident>),
+}
+
+/// The join.
+#[derive(Debug)]
+pub struct Assembler {
+    hooks: Hooks,
+    next_number: u64,
+    open: Option<Incident>,
+    settling: VecDeque<Incident>,
+    pending_kills: VecDeque<Record>,
+    folded: VecDeque<Folded>,
+    kernel_kills: u64,
+}
+
+/// Invocations that killed nobody, for one limit.
+#[derive(Debug)]
+struct Folded {
+    limit_cgroup_id: u64,
+    reported_boot_ns: u64,
+    count: u64,
+}
+
+impl Assembler {
+    /// An empty one.
+    pub fn new(hooks: Hooks) -> Self {
+        Self {
+            hooks,
+            next_number: 1,
+            open: None,
+            settling: VecDeque::new(),
+            pending_kills: VecDeque::new(),
+            folded: VecDeque::new(),
+            kernel_kills: 0,
+        }
+    }
+
+    /// OOM kills seen so far as `/proc/vmstat oom_kill` counts them.
+    pub fn kernel_kills(&self) -> u64 {
+        self.kernel_kills
+    }
+
+    /// The incident that is open.
+    pub fn open(&self) -> Option<&Incident> {
+        self.open.as_ref()
+    }
+
+    /// When [`Self::tick`] has something to do, ns since boot.
+    pub fn deadline(&self) -> Option<u64> {
+        let quiet = self
+            .open
+            .as_ref()
+            .filter(|_| !self.hooks.end)
+            .map(|open| open.last_boot_ns.saturating_add(QUIET_NS));
+        // With an end hook an incident without end means that the record of it was lost.
+        let stuck = self
+            .open
+            .as_ref()
+            .map(|open| open.last_boot_ns.saturating_add(SETTLE_NS));
+        let settle = self
+            .settling
+            .iter()
+            .filter_map(|incident| incident.closed_boot_ns)
+            .min()
+            .map(|closed| closed.saturating_add(SETTLE_NS));
+        [quiet, stuck, settle].into_iter().flatten().min()
+    }
+
+    /// Takes one record.
+    pub fn push(&mut self, record: Record) -> Vec<Step> {
+        let mut steps = Vec::new();
+        match &record.body {
+            Body::OomDecision(decision) => {
+                let trigger = decision.trigger.tid;
+                self.close(record.header.time_boot_ns, &mut steps);
+                let incident = self.begin(&record, trigger, &mut steps);
+                incident.decision = Some(record);
+            }
+            Body::KernelKill(_) => self.kill(record, &mut steps),
+            Body::MarkVictim(_) => self.mark(record, &mut steps),
+            Body::OomEnd(end) => {
+                let end = *end;
+                self.end(&record, end, &mut steps);
+            }
+            Body::Exit(exit) => {
+                let (exit, time) = (*exit, record.header.time_boot_ns);
+                self.exit(&exit, time, &mut steps);
+            }
+            Body::Reap(reap) => {
+                let (tid, time) = (reap.tid, record.header.time_boot_ns);
+                let settling = self.settling.iter_mut().rev();
+                let victim = self
+                    .open
+                    .iter_mut()
+                    .chain(settling)
+                    .flat_map(|incident| &mut incident.victims)
+                    .find(|victim| victim.task.tid == tid || victim.task.pid == tid);
+                if let Some(victim) = victim {
+                    victim.reaped_boot_ns = Some(time);
+                }
+            }
+            Body::Cgroup(_) => {}
+        }
+        steps
+    }
+
+    /// Lets time pass.
+    pub fn tick(&mut self, now_boot_ns: u64) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let patience = if self.hooks.end { SETTLE_NS } else { QUIET_NS };
+        if self
+            .open
+            .as_ref()
+            .is_some_and(|open| now_boot_ns >= open.last_boot_ns + patience)
+        {
+            self.close(now_boot_ns, &mut steps);
+        }
+        let mut index = 0;
+        while let Some(incident) = self.settling.get(index) {
+            let overdue = incident
+                .closed_boot_ns
+                .is_some_and(|closed| now_boot_ns >= closed.saturating_add(SETTLE_NS));
+            if overdue {
+                steps.extend(self.settling.remove(index).map(Box::new).map(Step::Settled));
+            } else {
+                index += 1;
+            }
+        }
+        steps
+    }
+
+    /// Closes everything: nothing more will come.
+    pub fn finish(&mut self, now_boot_ns: u64) -> Vec<Step> {
+        let mut steps = Vec::new();
+        self.close(now_boot_ns, &mut steps);
+        steps.extend(self.settling.drain(..).map(Box::new).map(Step::Settled));
+        steps
+    }
+
+    fn begin(&mut self, record: &Record, trigger_tid: u32, steps: &mut Vec<Step>) -> &mut Incident {
+        let number = self.next_number;
+        self.next_number += 1;
+        steps.push(Step::Opened(number));
+        let boot_ns = record.header.time_boot_ns;
+        self.open.insert(Incident {
+            number,
+            boot_ns,
+            trigger_tid,
+            decision: None,
+            mark: None,
+            end: None,
+            victims: Vec::new(),
+            on_time: 0,
+            kernel_kills: 0,
+            folded: 0,
+            last_boot_ns: boot_ns,
+            closed_boot_ns: None,
+        })
+    }
+
+    /// Reports the open incident and watches its victims from then on.
+    fn close(&mut self, now_boot_ns: u64, steps: &mut Vec<Step>) {
+        let Some(mut incident) = self.open.take() else {
+            return;
+        };
+        incident.closed_boot_ns = Some(now_boot_ns);
+        incident.on_time = incident.victims.len();
+        steps.push(Step::Closed(Box::new(incident.clone())));
+        if incident.victims.is_empty() {
+            return;
+        }
+        if incident.settled() {
+            steps.push(Step::Settled(Box::new(incident)));
+            return;
+        }
+        if self.settling.len() >= MAX_SETTLING {
+            steps.extend(self.settling.pop_front().map(Box::new).map(Step::Settled));
+        }
+        self.settling.push_back(incident);
+    }
+
+    /// The incident that a record of thread `tid` belongs to: the open one, or the one of that
+    /// thread that was closed last, if that was a moment ago.
+    fn current(&mut self, tid: u32, now_boot_ns: u64) -> Option<&mut Incident> {
+        if self
+            .open
+            .as_ref()
+            .is_some_and(|open| open.trigger_tid == tid)
+        {
+            return self.open.as_mut();
+        }
+        self.settling.iter_mut().rev().find(|incident| {
+            incident.trigger_tid == tid
+                && incident.end.is_none()
+                && now_boot_ns < incident.last_boot_ns.saturating_add(KILL_TO_MARK_NS)
+        })
+    }
+
+    /// SIGKILL from the kernel: the mark that follows makes it a kill; without one it went to a
+    /// process that shares the mm of a victim, or has nothing to do with OOM.
+    fn kill(&mut self, record: Record, steps: &mut Vec<Step>) {
+        let Body::KernelKill(kill) = &record.body else {
+            return;
+        };
+        let (target, sender, time) = (kill.target, kill.sender_tid, record.header.time_boot_ns);
+        let mut counted = 0;
+        if let Some(incident) = self.current(sender, time) {
+            incident.last_boot_ns = time;
+            if let Some(known) = incident
+                .victims
+                .iter()
+                .find(|v| v.is(target.pid, target.start_boot_ns))
+            {
+                // In a group kill the chosen victim gets its signal twice, and the kernel counts
+                // it twice. One that shares an mm is signalled but not counted.
+                counted = u64::from(known.role != Role::SharesMm);
+                incident.kernel_kills += counted;
+            } else if target.mm != 0
+                && incident
+                    .victims
+                    .iter()
+                    .any(|victim| victim.task.mm == target.mm)
+            {
+                incident.victims.push(Victim {
+                    task: target,
+                    cgroup: record.names(section::VICTIM_PATH).unwrap_or_default(),
+                    dfl_cgroup: None,
+                    role: Role::SharesMm,
+                    killed_boot_ns: Some(time),
+                    exited: None,
+                    reaped_boot_ns: None,
+                });
+            } else {
+                self.pend(record);
+            }
+        } else {
+            // Without a decision hook the signal comes before anything else of its incident. An
+            // open incident of another thread is over then: there is one at a time.
+            if !self.hooks.end {
+                self.close(time, steps);
+            }
+            self.pend(record);
+        }
+        self.kernel_kills += counted;
+    }
+
+    fn pend(&mut self, record: Record) {
+        if self.pending_kills.len() >= MAX_PENDING_KILLS {
+            self.pending_kills.pop_front();
+        }
+        self.pending_kills.push_back(record);
+    }
+
+    fn mark(&mut self, record: Record, steps: &mut Vec<Step>) {
+        let Body::MarkVictim(mark) = &record.body else {
+            return;
+        };
+        let (task, trigger, time) = (mark.victim, mark.trigger.tid, record.header.time_boot_ns);
+        self.pending_kills
+            .retain(|kill| time < kill.header.time_boot_ns.saturating_add(KILL_TO_MARK_NS));
+        let kill = self
+            .pending_kills
+            .iter()
+            .position(|kill| match &kill.body {
+                Body::KernelKill(kill) => {
+                    kill.sender_tid == trigger
+                        && kill.target.pid == task.pid
+                        && kill.target.start_boot_ns == task.start_boot_ns
+                }
+                _ => false,
+            })
+            .and_then(|index| self.pending_kills.remove(index));
+        if self.current(trigger, time).is_none() {
+            self.close(time, steps);
+            self.begin(&record, trigger, steps);
+        }
+        let killed_boot_ns = match &kill {
+            Some(kill) => Some(kill.header.time_boot_ns),
+            None if !self.hooks.kernel_kill => Some(time),
+            None => None,
+        };
+        let mut counted = 0;
+        if let Some(incident) = self.current(trigger, time) {
+            incident.last_boot_ns = time;
+            let killed_before = incident.victims.iter().any(|v| v.role == Role::Chosen);
+            let cgroup = record.names(section::VICTIM_PATH).unwrap_or_default();
+            let dfl_cgroup = record.names(section::VICTIM_DFL_PATH);
+            match incident
+                .victims
+                .iter_mut()
+                .find(|v| v.is(task.pid, task.start_boot_ns))
+            {
+                // Signalled first for sharing an mm, then taken as a member of the group.
+                Some(known) if known.role == Role::SharesMm => known.role = Role::Group,
+                Some(_) => {}
+                None => {
+                    let role = match (killed_boot_ns, killed_before) {
+                        (None, _) => Role::AlreadyExiting,
+                        (Some(_), true) => Role::Group,
+                        (Some(_), false) => Role::Chosen,
+                    };
+                    counted = u64::from(killed_boot_ns.is_some());
+                    incident.victims.push(Victim {
+                        task,
+                        cgroup,
+                        dfl_cgroup,
+                        role,
+                        killed_boot_ns,
+                        exited: None,
+                        reaped_boot_ns: None,
+                    });
+                }
+            }
+            incident.kernel_kills += counted;
+            if incident.mark.is_none() {
+                incident.mark = Some(record);
+            }
+        }
+        self.kernel_kills += counted;
+    }
+
+    fn end(&mut self, record: &Record, end: OomEnd, steps: &mut Vec<Step>) {
+        let time = record.header.time_boot_ns;
+        if self
+            .open
+            .as_ref()
+            .is_some_and(|open| open.trigger_tid == end.trigger_tid)
+        {
+            if let Some(open) = self.open.as_mut() {
+                open.end = Some(end);
+            }
+            self.close(time, steps);
+            return;
+        }
+        // `chosen` 2: a victim is still dying, every other allocation comes by here meanwhile.
+        // `returned` 1 without a victim: a notifier freed memory, or the caller is dying itself.
+        if end.chosen != 0 || end.returned != 0 {
+            return;
+        }
+        if let Some(index) = self
+            .folded
+            .iter()
+            .position(|fold| fold.limit_cgroup_id == end.limit_cgroup_id)
+        {
+            if let Some(fold) = self.folded.get_mut(index) {
+                if time < fold.reported_boot_ns.saturating_add(FOLD_NS) {
+                    fold.count += 1;
+                    return;
+                }
+            }
+            let folded = self.folded.remove(index).map_or(0, |fold| fold.count);
+            self.report_fruitless(record, end, folded, steps);
+        } else {
+            self.report_fruitless(record, end, 0, steps);
+        }
+    }
+
+    fn report_fruitless(
+        &mut self,
+        record: &Record,
+        end: OomEnd,
+        folded: u64,
+        steps: &mut Vec<Step>,
+    ) {
+        let time = record.header.time_boot_ns;
+        if self.folded.len() >= MAX_FOLDED {
+            self.folded.pop_front();
+        }
+        self.folded.push_back(Folded {
+            limit_cgroup_id: end.limit_cgroup_id,
+            reported_boot_ns: time,
+            count: 0,
+        });
+        self.close(time, steps);
+        let incident = self.begin(record, end.trigger_tid, steps);
+        incident.end = Some(end);
+        incident.folded = folded;
+        self.close(time, steps);
+    }
+
+    fn exit(&mut self, exit: &wire::Exit, time: u64, steps: &mut Vec<Step>) {
+        let note = |incident: &mut Incident| {
+            let victim = incident
+                .victims
+                .iter_mut()
+                .find(|v| v.is(exit.pid, exit.start_boot_ns))?;
+            victim.exited = Some((time, exit.exit_code));
+            Some(())
+        };
+        if let Some(open) = self.open.as_mut() {
+            if note(open).is_some() {
+                // A trigger that exits has left the OOM killer.
+                let is_trigger = open.trigger().is_some_and(|task| task.pid == exit.pid);
+                if is_trigger && !self.hooks.end {
+                    self.close(time, steps);
+                }
+                return;
+            }
+        }
+        let Some(index) = self.settling.iter_mut().rposition(|i| note(i).is_some()) else {
+            return;
+        };
+        if self.settling.get(index).is_some_and(Incident::settled) {
+            steps.extend(self.settling.remove(index).map(Box::new).map(Step::Settled));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,324 @@
+//! Loads the BPF object and, signal by signal, the first rung of the ladder the kernel takes.
+
+use std::{io, mem::size_of};
+
+use aya::{
+    Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
+    maps::{Array, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{BtfTracePoint, FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
+};
+use probe_common::{
+    layout::{KernelLayout, ProbeConfig},
+    wire::{Candidate, Loss},
+};
+
+use super::ladder::{Hook, LADDER, Rung, Signal};
+
+/// The object `cargo xtask build-ebpf` made.
+static OBJECT: &[u8] =
+    include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/oomprobe.bpf.o"));
+
+/// Lines of the verifier's log that a refusal carries; the decisive one is near the end.
+const VERIFIER_LINES: usize = 6;
+
+/// Most candidates read in one pass: bounds memory on a node with very many processes.
+const MAX_CANDIDATES: usize = 65_536;
+
+/// Why the probe could not be set up at all.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The kernel's own types cannot be read.
+    #[error("cannot read this kernel's BTF: {0}")]
+    Btf(#[from] aya::BtfError),
+    /// The object as a whole was refused: maps, or BPF itself.
+    #[error("the kernel refused oomprobe's BPF maps: {0}")]
+    Object(#[from] EbpfError),
+    /// A map of the object cannot be used.
+    #[error("BPF map {name}: {source}")]
+    Map {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: MapError,
+    },
+    /// The object and this program are not of one build.
+    #[error("the BPF object has no {0}: it was not built from these sources")]
+    Missing(&'static str),
+    /// A signal without which nothing can be traced is not served.
+    #[error("no hook for {signal} can be attached ({refused})")]
+    Essential {
+        /// Its name.
+        signal: &'static str,
+        /// Each hook with its reason.
+        refused: String,
+    },
+}
+
+/// Which hook serves a signal.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// The signal.
+    pub signal: Signal,
+    /// The hook in use; `None` if all were refused.
+    pub hook: Option<Hook>,
+    /// Better hooks and why each was refused, best first.
+    pub refused: Vec<(Hook, String)>,
+}
+
+/// The attached programs and their maps. Dropping it detaches everything.
+pub struct Probe {
+    ebpf: Ebpf,
+    lost: PerCpuArray<MapData, u64>,
+    /// Ring of kills and deaths.
+    pub critical: RingBuf<MapData>,
+    /// Ring of rates and life cycle.
+    pub bulk: RingBuf<MapData>,
+    /// Every signal of the ladder, in its order.
+    pub served: Vec<Served>,
+}
+
+impl Probe {
+    /// Loads and attaches.
+    pub fn attach(layout: &KernelLayout, config: &ProbeConfig) -> Result<Self, LoadError> {
+        raise_memlock();
+        let mut ebpf = EbpfLoader::new()
+            .override_global("LAYOUT", layout, true)
+            .override_global("CONFIG", config, true)
+            .load(OBJECT)?;
+        let lost = map(&mut ebpf, "LOST", PerCpuArray::try_from)?;
+        let critical = map(&mut ebpf, "CRITICAL", RingBuf::try_from)?;
+        let bulk = map(&mut ebpf, "BULK", RingBuf::try_from)?;
+        let mut has_decision: Array<MapData, u32> =
+            map(&mut ebpf, "HAS_DECISION", Array::try_from)?;
+
+        let btf = Btf::from_sys_fs()?;
+        let mut served = Vec::with_capacity(LADDER.len());
+        for (signal, rungs) in LADDER {
+            let result = serve(&mut ebpf, &btf, layout, *signal, rungs);
+            if *signal == Signal::OomDecision && result.hook.is_some() {
+                has_decision.set(0, 1, 0).map_err(|source| LoadError::Map {
+                    name: "HAS_DECISION",
+                    source,
+                })?;
+            }
+            if signal.is_essential() && result.hook.is_none() {
+                let refused: Vec<String> = result
+                    .refused
+                    .iter()
+                    .map(|(hook, why)| format!("{hook}: {why}"))
+                    .collect();
+                return Err(LoadError::Essential {
+                    signal: signal.name(),
+                    refused: refused.join("; "),
+                });
+            }
+            served.push(result);
+        }
+        Ok(Self {
+            ebpf,
+            lost,
+            critical,
+            bulk,
+            served,
+        })
+    }
+
+    /// The hook that serves `signal`.
+    pub fn hook(&self, signal: Signal) -> Option<Hook> {
+        self.served
+            .iter()
+            .find(|served| served.signal == signal)?
+            .hook
+    }
+
+    /// Losses counted in the kernel since the start, by reason.
+    pub fn losses(&self) -> Result<[(Loss, u64); Loss::ALL.len()], MapError> {
+        let mut out = Loss::ALL.map(|reason| (reason, 0));
+        for (reason, total) in &mut out {
+            *total = self.lost.get(&(*reason as u32), 0)?.iter().sum();
+        }
+        Ok(out)
+    }
+
+    /// Every process of the node as the kernel sees it, in one pass of the task iterator.
+    pub fn candidates(&mut self) -> io::Result<Vec<Candidate>> {
+        if self.hook(Signal::Candidates).is_none() {
+            return Ok(Vec::new());
+        }
+        let program = self
+            .ebpf
+            .program_mut("candidates")
+            .ok_or(io::ErrorKind::NotFound)?;
+        let program: &mut Iter = program.try_into().map_err(io::Error::other)?;
+        let link = program.attach().map_err(io::Error::other)?;
+        let file = program
+            .take_link(link)
+            .map_err(io::Error::other)?
+            .into_file()
+            .map_err(io::Error::other)?;
+        let mut bytes = Vec::new();
+        let most = (MAX_CANDIDATES * size_of::<Candidate>()) as u64;
+        io::Read::read_to_end(&mut io::Read::take(file, most), &mut bytes)?;
+        Ok(bytes
+            .chunks_exact(size_of::<Candidate>())
+            .map(bytemuck::pod_read_unaligned)
+            .collect())
+    }
+}
+
+fn map<T>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    convert: impl FnOnce(aya::maps::Map) -> Result<T, MapError>,
+) -> Result<T, LoadError> {
+    let map = ebpf.take_map(name).ok_or(LoadError::Missing(name))?;
+    convert(map).map_err(|source| LoadError::Map { name, source })
+}
+
+/// Tries the rungs of one signal until one holds.
+fn serve(
+    ebpf: &mut Ebpf,
+    btf: &Btf,
+    layout: &KernelLayout,
+    signal: Signal,
+    rungs: &[Rung],
+) -> Served {
+    let mut refused = Vec::new();
+    for rung in rungs {
+        let Some(name) = rung.hook() else { continue };
+        let outcome = match rung.needs {
+            Some((fact, why_not)) if fact(layout) != 1 => Err(why_not.to_owned()),
+            _ => attach_all(ebpf, btf, rung),
+        };
+        match outcome {
+            Ok(()) => {
+                return Served {
+                    signal,
+                    hook: Some(name),
+                    refused,
+                };
+            }
+            Err(why) => refused.push((name, why)),
+        }
+    }
+    Served {
+        signal,
+        hook: None,
+        refused,
+    }
+}
+
+/// Attaches all programs of a rung, or none.
+fn attach_all(ebpf: &mut Ebpf, btf: &Btf, rung: &Rung) -> Result<(), String> {
+    for (index, (name, hook)) in rung.programs.iter().enumerate() {
+        let result = match ebpf.program_mut(name) {
+            Some(program) => attach(program, *hook, btf).map_err(|error| reason(&error)),
+            None => Err(format!("the BPF object has no program {name}")),
+        };
+        if let Err(why) = result {
+            for (name, _) in rung.programs.iter().take(index) {
+                if let Some(program) = ebpf.program_mut(name) {
+                    unload(program);
+                }
+            }
+            return Err(why);
+        }
+    }
+    Ok(())
+}
+
+fn attach(program: &mut Program, hook: Hook, btf: &Btf) -> Result<(), ProgramError> {
+    match hook {
+        Hook::FEntry(target) => {
+            let program: &mut FEntry = program.try_into()?;
+            program.load(target, btf)?;
+            program.attach()?;
+        }
+        Hook::FExit(target) => {
+            let program: &mut FExit = program.try_into()?;
+            program.load(target, btf)?;
+            program.attach()?;
+        }
+        Hook::KProbe(target) | Hook::KRetProbe(target) => {
+            let program: &mut KProbe = program.try_into()?;
+            program.load()?;
+            program.attach(target, 0)?;
+        }
+        Hook::TpBtf(target) => {
+            let program: &mut BtfTracePoint = program.try_into()?;
+            program.load(target, btf)?;
+            program.attach()?;
+        }
+        Hook::RawTp(target) => {
+            let program: &mut RawTracePoint = program.try_into()?;
+            program.load()?;
+            program.attach(target)?;
+        }
+        Hook::Iter(target) => {
+            let program: &mut Iter = program.try_into()?;
+            program.load(target, btf)?;
+            // One attachment per pass; this one only proves that it can be done.
+            let link = program.attach()?;
+            program.detach(link)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes back a program of a rung that only half works; that drops its links. Only these types
+/// share a rung with another program.
+fn unload(program: &mut Program) {
+    let result = match program {
+        Program::KProbe(program) => program.unload(),
+        Program::RawTracePoint(program) => program.unload(),
+        _ => Ok(()),
+    };
+    // It was loaded a moment ago, so there is nothing that could fail but a bug of ours.
+    debug_assert!(result.is_ok());
+}
+
+/// A refusal in one line: the error itself and, if the verifier spoke, its last words.
+fn reason(error: &ProgramError) -> String {
+    match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+            let last = lines
+                .get(lines.len().saturating_sub(VERIFIER_LINES)..)
+                .unwrap_or_default();
+            if last.is_empty() {
+                io_error.to_string()
+            } else {
+                format!("{io_error}; verifier: {}", last.join(" | "))
+            }
+        }
+        other => {
+            let mut text = other.to_string();
+            let mut source = std::error::Error::source(other);
+            while let Some(inner) = source {
+                let inner_text = inner.to_string();
+                if !text.contains(&inner_text) {
+                    text = format!("{text}: {inner_text}");
+                }
+                source = inner.source();
+            }
+            text
+        }
+    }
+}
+
+/// Kernels before 5.11 charge maps and programs to `RLIMIT_MEMLOCK`. What cannot be raised shows
+/// when the first map is refused.
+fn raise_memlock() {
+    let infinite = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: a valid struct; the call has no other effect.
+    unsafe {
+        libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const infinite);
+    }
+}

@@ -1,0 +1,4 @@
+//! From ring buffer bytes to typed records.
+
+pub mod decode;
+pub mod reader;
