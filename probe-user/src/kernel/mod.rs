@@ -1,2 +1,11 @@
+//! From the running kernel to loaded programs: facts → decision → load.
+//!
+//! `facts` reads what the machine allows and decides nothing. [`layout`] resolves, from the
+//! kernel's own types ([`btf`]), every offset and enumerator the programs need; absence is a
+//! value with a reason, never a guess from a version number. [`ladder`] says which hooks can
+//! serve each signal; [`loader`] takes the best the kernel accepts.
+
+pub mod btf;
 pub mod ladder;
+pub mod layout;
 pub mod loader;

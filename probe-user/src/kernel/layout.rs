@@ -1,0 +1,459 @@
+//! Fills [`KernelLayout`] from the running kernel's types.
+//!
+//! One table says, for every field of the layout, where kernels keep it and what it must look
+//! like there. A candidate counts only if its type fits as well: a member that kept its name but
+//! became something else is absent, with that as the reason, rather than misread.
+
+use probe_common::layout::{ABSENT, KernelLayout};
+use serde::Serialize;
+use thiserror::Error;
+
+use super::btf::{Btf, Kind, Missing, Type};
+
+/// What the type of a member must look like.
+#[derive(Clone, Copy, Debug)]
+enum Shape {
+    /// An integer, `bool` or enum of this many bytes.
+    Int(u32),
+    /// `atomic_t` (4) or `atomic_long_t` (8): a struct around one counter.
+    Atomic(u32),
+    /// Pointer to the struct (or scalar) of this name.
+    Ptr(&'static str),
+    /// The struct of this name itself.
+    Struct(&'static str),
+    /// Array of at least one element of this shape.
+    Array(&'static Shape),
+    /// Array of structs of this name, of any length: some end their struct and have none.
+    Tail(&'static str),
+}
+
+/// How a value is found.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    /// Byte offset of `.1` in struct `.0`.
+    Offset(&'static str, &'static str, Shape),
+    /// Byte offset of the element of array `.1` in struct `.0` that enumerator `.2` selects.
+    Element(&'static str, &'static str, &'static str, Shape),
+    /// Distance between the elements of array `.1` in struct `.0`.
+    Stride(&'static str, &'static str),
+    /// Byte offset of member `.2` within one element of array `.1` in struct `.0`.
+    InElement(&'static str, &'static str, &'static str, Shape),
+    /// Size of struct `.0`.
+    Size(&'static str),
+    /// Value of an enumerator.
+    Enumerator(&'static str),
+    /// 1 if argument `.1` of tracepoint `.0` looks like `.2`, 0 if like `.3` (`None`: there is no
+    /// such argument).
+    Argument(&'static str, usize, Shape, Option<Shape>),
+}
+
+/// Whether the programs can do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    /// Without it no victim can be named or measured.
+    Required,
+    /// Its value is null or its program is not loaded.
+    Optional,
+}
+
+struct Row {
+    field: &'static str,
+    need: Need,
+    /// Best first, each with the reason it exists beside the others (empty for the usual place).
+    candidates: &'static [(Source, &'static str)],
+}
+
+macro_rules! table {
+    ($($need:ident $field:ident: $usual:expr $(, $other:expr => $because:expr)*;)*) => {
+        &[$(Row {
+            field: stringify!($field),
+            need: Need::$need,
+            candidates: &[($usual, ""), $(($other, $because)),*],
+        }),*]
+    };
+}
+
+use Shape::{Array, Atomic, Int, Ptr, Struct, Tail};
+use Source::{Argument, Element, Enumerator, InElement, Offset, Size, Stride};
+
+/// Why `mm_struct.rss_stat` has two forms.
+const PLAIN_RSS: &str = "plain atomics before 6.2 made them per-CPU counters";
+
+const TABLE: &[Row] = table! {
+    Required task_struct__pid: Offset("task_struct", "pid", Int(4));
+    Required task_struct__tgid: Offset("task_struct", "tgid", Int(4));
+    Required task_struct__comm: Offset("task_struct", "comm", Array(&Int(1)));
+    Required task_struct__flags: Offset("task_struct", "flags", Int(4));
+    Required task_struct__mm: Offset("task_struct", "mm", Ptr("mm_struct"));
+    Required task_struct__signal: Offset("task_struct", "signal", Ptr("signal_struct"));
+    Optional task_struct__cgroups: Offset("task_struct", "cgroups", Ptr("css_set"));
+    Required task_struct__start_boottime:
+        Offset("task_struct", "start_boottime", Int(8)),
+        Offset("task_struct", "real_start_time", Int(8)) => "name before 5.5, same clock";
+    Required task_struct__exit_code: Offset("task_struct", "exit_code", Int(4));
+    Required task_struct__group_leader: Offset("task_struct", "group_leader", Ptr("task_struct"));
+    Required task_struct__real_parent: Offset("task_struct", "real_parent", Ptr("task_struct"));
+    Required task_struct__cred: Offset("task_struct", "cred", Ptr("cred"));
+    Required task_struct__thread_pid: Offset("task_struct", "thread_pid", Ptr("pid"));
+    Required signal_struct__live: Offset("signal_struct", "live", Atomic(4));
+    Required signal_struct__nr_threads: Offset("signal_struct", "nr_threads", Int(4));
+    Required signal_struct__group_exit_code: Offset("signal_struct", "group_exit_code", Int(4));
+    Required signal_struct__oom_score_adj: Offset("signal_struct", "oom_score_adj", Int(2));
+    Required signal_struct__oom_mm: Offset("signal_struct", "oom_mm", Ptr("mm_struct"));
+    Required cred__uid: Offset("cred", "uid.val", Int(4));
+    Required pid__level: Offset("pid", "level", Int(4));
+    Required pid__numbers: Offset("pid", "numbers", Tail("upid"));
+    Required upid__nr: Offset("upid", "nr", Int(4));
+    Required upid__size: Size("upid");
+    Required mm_struct__total_vm: Offset("mm_struct", "total_vm", Int(8));
+    Required mm_struct__pgtables_bytes: Offset("mm_struct", "pgtables_bytes", Atomic(8));
+    Required mm_struct__rss_stat:
+        Offset("mm_struct", "rss_stat", Array(&Struct("percpu_counter"))),
+        Offset("mm_struct", "rss_stat.count", Array(&Atomic(8))) => PLAIN_RSS;
+    Required rss_stat__stride:
+        Stride("mm_struct", "rss_stat"),
+        Stride("mm_struct", "rss_stat.count") => PLAIN_RSS;
+    Required rss_stat__count:
+        InElement("mm_struct", "rss_stat", "count", Int(8)),
+        InElement("mm_struct", "rss_stat.count", "counter", Int(8)) => PLAIN_RSS;
+    Optional rss_stat__percpu: InElement("mm_struct", "rss_stat", "counters", Ptr("int"));
+    Optional css_set__memory_css:
+        Element("css_set", "subsys", "memory_cgrp_id", Ptr("cgroup_subsys_state"));
+    Optional css_set__dfl_cgrp: Offset("css_set", "dfl_cgrp", Ptr("cgroup"));
+    Optional css__cgroup: Offset("cgroup_subsys_state", "cgroup", Ptr("cgroup"));
+    Optional css__parent: Offset("cgroup_subsys_state", "parent", Ptr("cgroup_subsys_state"));
+    Optional mem_cgroup__css: Offset("mem_cgroup", "css", Struct("cgroup_subsys_state"));
+    Optional mem_cgroup__memory: Offset("mem_cgroup", "memory", Struct("page_counter"));
+    Optional mem_cgroup__swap: Offset("mem_cgroup", "swap", Struct("page_counter"));
+    Optional mem_cgroup__oom_group: Offset("mem_cgroup", "oom_group", Int(1));
+    Optional mem_cgroup__oom_lock: Offset("mem_cgroup", "oom_lock", Int(1));
+    Optional mem_cgroup__under_oom: Offset("mem_cgroup", "under_oom", Int(4));
+    Optional mem_cgroup__local_oom:
+        Element("mem_cgroup", "memory_events_local", "MEMCG_OOM", Atomic(8));
+    Optional mem_cgroup__local_max:
+        Element("mem_cgroup", "memory_events_local", "MEMCG_MAX", Atomic(8));
+    Optional mem_cgroup__local_oom_kill:
+        Element("mem_cgroup", "memory_events_local", "MEMCG_OOM_KILL", Atomic(8));
+    Optional page_counter__usage: Offset("page_counter", "usage", Atomic(8));
+    Optional page_counter__max: Offset("page_counter", "max", Int(8));
+    Optional page_counter__watermark: Offset("page_counter", "watermark", Int(8));
+    Optional page_counter__failcnt: Offset("page_counter", "failcnt", Int(8));
+    Optional cgroup__kn: Offset("cgroup", "kn", Ptr("kernfs_node"));
+    Optional cgroup__level: Offset("cgroup", "level", Int(4));
+    Optional cgroup__root: Offset("cgroup", "root", Ptr("cgroup_root"));
+    Optional cgroup_root__hierarchy_id: Offset("cgroup_root", "hierarchy_id", Int(4));
+    Optional kernfs_node__id: Offset("kernfs_node", "id", Int(8));
+    Optional kernfs_node__name: Offset("kernfs_node", "name", Ptr("char"));
+    Optional kernfs_node__parent:
+        Offset("kernfs_node", "__parent", Ptr("kernfs_node")),
+        Offset("kernfs_node", "parent", Ptr("kernfs_node")) => "plain pointer before 6.15 put it under RCU and renamed it";
+    Optional oom_control__memcg: Offset("oom_control", "memcg", Ptr("mem_cgroup"));
+    Optional oom_control__gfp_mask: Offset("oom_control", "gfp_mask", Int(4));
+    Optional oom_control__order: Offset("oom_control", "order", Int(4));
+    Optional oom_control__totalpages: Offset("oom_control", "totalpages", Int(8));
+    Optional oom_control__chosen: Offset("oom_control", "chosen", Ptr("task_struct"));
+    Optional oom_control__chosen_points: Offset("oom_control", "chosen_points", Int(8));
+    Optional oom_control__constraint: Offset("oom_control", "constraint", Int(4));
+    Required MM_FILEPAGES: Enumerator("MM_FILEPAGES");
+    Required MM_ANONPAGES: Enumerator("MM_ANONPAGES");
+    Required MM_SWAPENTS: Enumerator("MM_SWAPENTS");
+    Required MM_SHMEMPAGES: Enumerator("MM_SHMEMPAGES");
+    Optional mark_victim__has_task: Argument("mark_victim", 0, Ptr("task_struct"), Some(Int(4)));
+    Optional sched_process_exit__has_group_dead: Argument("sched_process_exit", 1, Int(1), None);
+};
+
+/// How one field of the layout was resolved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FieldReport {
+    /// Name in [`KernelLayout`].
+    pub field: &'static str,
+    /// Offset, size, enumerator value or flag; absent fields have none.
+    pub value: Option<u32>,
+    /// Where it was found, in the kernel's words.
+    pub source: Option<String>,
+    /// Why it was found there and not at the usual place.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub because: &'static str,
+    /// Why it is absent: what each candidate lacked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub absent: Option<String>,
+    /// Whether no program can run without it.
+    pub required: bool,
+}
+
+/// How every field of the layout was resolved, in the order of [`KernelLayout::FIELDS`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LayoutReport {
+    /// One entry per field.
+    pub fields: Vec<FieldReport>,
+}
+
+/// The kernel lacks something no program can do without.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error(
+    "this kernel's type information lacks {}; please report it with the output of `oomprobe doctor`",
+    .0.join(", ")
+)]
+pub struct RequiredMissing(
+    /// Field and reason, each as `field (reason)`.
+    pub Vec<String>,
+);
+
+impl LayoutReport {
+    /// The layout to hand to the programs.
+    pub fn layout(&self) -> Result<KernelLayout, RequiredMissing> {
+        let missing: Vec<String> = self
+            .fields
+            .iter()
+            .filter(|field| field.required && field.value.is_none())
+            .map(|field| {
+                format!(
+                    "{} ({})",
+                    field.field,
+                    field.absent.as_deref().unwrap_or("")
+                )
+            })
+            .collect();
+        if !missing.is_empty() {
+            return Err(RequiredMissing(missing));
+        }
+        let mut layout = KernelLayout::UNKNOWN;
+        for field in &self.fields {
+            layout.set(field.field, field.value.unwrap_or(ABSENT));
+        }
+        Ok(layout)
+    }
+
+    /// Fields this kernel lacks.
+    pub fn absent(&self) -> impl Iterator<Item = &FieldReport> {
+        self.fields.iter().filter(|field| field.value.is_none())
+    }
+}
+
+/// Looks every field of [`KernelLayout`] up in `btf`.
+pub fn resolve(btf: &Btf) -> LayoutReport {
+    LayoutReport {
+        fields: TABLE.iter().map(|row| row.resolve(btf)).collect(),
+    }
+}
+
+/// Names the table refers to: the types a subset of BTF must keep to resolve the same layout.
+pub fn referenced_types() -> Vec<String> {
+    let mut names: Vec<String> = TABLE
+        .iter()
+        .flat_map(|row| row.candidates)
+        .filter_map(|(source, _)| match *source {
+            Offset(ty, ..) | Element(ty, ..) | Stride(ty, _) | InElement(ty, ..) | Size(ty) => {
+                Some(ty.to_owned())
+            }
+            Argument(tracepoint, ..) => Some(typedef_of(tracepoint)),
+            Enumerator(_) => None,
+        })
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// Enumerators the table refers to.
+pub fn referenced_enumerators() -> Vec<&'static str> {
+    TABLE
+        .iter()
+        .flat_map(|row| row.candidates)
+        .filter_map(|(source, _)| match *source {
+            Enumerator(name) | Element(_, _, name, _) => Some(name),
+            _ => None,
+        })
+        .collect()
+}
+
+impl Row {
+    fn resolve(&self, btf: &Btf) -> FieldReport {
+        let mut report = FieldReport {
+            field: self.field,
+            value: None,
+            source: None,
+            because: "",
+            absent: None,
+            required: self.need == Need::Required,
+        };
+        let mut reasons = Vec::new();
+        for (source, because) in self.candidates {
+            match source.value(btf) {
+                Ok(value) => {
+                    report.value = Some(value);
+                    report.source = Some(source.to_string());
+                    report.because = because;
+                    return report;
+                }
+                Err(missing) => reasons.push(missing.to_string()),
+            }
+        }
+        report.absent = Some(reasons.join("; "));
+        report
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Offset(ty, path, _) => write!(f, "{ty}.{path}"),
+            Element(ty, array, index, _) => write!(f, "{ty}.{array}[{index}]"),
+            Stride(ty, array) => write!(f, "sizeof {ty}.{array}[0]"),
+            InElement(ty, array, member, _) => write!(f, "{ty}.{array}[0].{member}"),
+            Size(ty) => write!(f, "sizeof {ty}"),
+            Enumerator(name) => f.write_str(name),
+            Argument(tracepoint, index, ..) => write!(f, "tracepoint {tracepoint} arg{index}"),
+        }
+    }
+}
+
+impl Source {
+    fn value(&self, btf: &Btf) -> Result<u32, Missing> {
+        match *self {
+            Offset(ty, path, shape) => {
+                let field = btf.field(ty, path)?;
+                self.require(field.ty, shape)?;
+                Ok(field.offset)
+            }
+            Element(ty, array, index, shape) => {
+                let (field, element, stride) = self.array(btf, ty, array)?;
+                self.require(element, shape)?;
+                let index = u32::try_from(btf.enumerator(index)?)
+                    .ok()
+                    .filter(|&index| field.ty.array_len().is_some_and(|len| index < len))
+                    .ok_or_else(|| self.not("within the array"))?;
+                stride
+                    .checked_mul(index)
+                    .and_then(|distance| distance.checked_add(field.offset))
+                    .ok_or_else(|| self.not("within the address space"))
+            }
+            Stride(ty, array) => Ok(self.array(btf, ty, array)?.2),
+            InElement(ty, array, member, shape) => {
+                let (_, element, _) = self.array(btf, ty, array)?;
+                let field = element.field(member)?;
+                self.require(field.ty, shape)?;
+                Ok(field.offset)
+            }
+            Size(ty) => btf.size(ty),
+            Enumerator(name) => {
+                u32::try_from(btf.enumerator(name)?).map_err(|_| self.not("an index"))
+            }
+            Argument(tracepoint, index, shape, other) => {
+                let parameters = btf.parameters(&typedef_of(tracepoint))?;
+                // Parameter 0 is the pointer registered with the tracepoint, not an argument.
+                match (parameters.get(index + 1), other) {
+                    (Some(ty), _) if shape.fits(*ty) => Ok(1),
+                    (Some(ty), Some(other)) if other.fits(*ty) => Ok(0),
+                    (None, None) => Ok(0),
+                    _ => Err(self.not("in any known form")),
+                }
+            }
+        }
+    }
+
+    /// Array `path` of `ty`, the type of its elements and their distance.
+    fn array<'a>(
+        &self,
+        btf: &'a Btf,
+        ty: &str,
+        path: &str,
+    ) -> Result<(super::btf::Field<'a>, Type<'a>, u32), Missing> {
+        let field = btf.field(ty, path)?;
+        let element = (field.ty.kind() == Kind::Array)
+            .then(|| field.ty.target().and_then(Type::peeled))
+            .flatten()
+            .ok_or(Missing::Kind {
+                what: format!("{ty}.{path}"),
+                wanted: "an array",
+            })?;
+        let stride = element.size().ok_or_else(|| self.not("of known size"))?;
+        Ok((field, element, stride))
+    }
+
+    fn require(&self, ty: Type<'_>, shape: Shape) -> Result<(), Missing> {
+        if shape.fits(ty) {
+            Ok(())
+        } else {
+            Err(self.not(shape.describe()))
+        }
+    }
+
+    fn not(&self, wanted: &'static str) -> Missing {
+        Missing::Kind {
+            what: self.to_string(),
+            wanted,
+        }
+    }
+}
+
+impl Shape {
+    fn fits(self, ty: Type<'_>) -> bool {
+        let Some(ty) = ty.peeled() else { return false };
+        let named = |ty: Type<'_>, name: &str| ty.name() == name.as_bytes();
+        match self {
+            Self::Int(size) => {
+                matches!(ty.kind(), Kind::Int | Kind::Enum | Kind::Enum64)
+                    && ty.size() == Some(size)
+            }
+            Self::Atomic(size) => ty
+                .field("counter")
+                .is_ok_and(|field| field.offset == 0 && Self::Int(size).fits(field.ty)),
+            Self::Ptr(name) => {
+                ty.kind() == Kind::Ptr
+                    && ty
+                        .target()
+                        .and_then(Type::peeled)
+                        .is_some_and(|to| named(to, name))
+            }
+            Self::Struct(name) => ty.kind() == Kind::Struct && named(ty, name),
+            Self::Array(element) => {
+                ty.array_len().is_some_and(|len| len > 0)
+                    && ty.target().is_some_and(|ty| element.fits(ty))
+            }
+            Self::Tail(name) => {
+                ty.kind() == Kind::Array
+                    && ty.target().is_some_and(|ty| Self::Struct(name).fits(ty))
+            }
+        }
+    }
+
+    const fn describe(self) -> &'static str {
+        match self {
+            Self::Int(1) => "a 1-byte integer",
+            Self::Int(2) => "a 2-byte integer",
+            Self::Int(4) => "a 4-byte integer",
+            Self::Int(_) => "an 8-byte integer",
+            Self::Atomic(4) => "an atomic_t",
+            Self::Atomic(_) => "an atomic_long_t",
+            Self::Ptr(_) => "a pointer to the expected type",
+            Self::Struct(_) => "the expected struct",
+            Self::Array(_) | Self::Tail(_) => "an array of the expected type",
+        }
+    }
+}
+
+/// Name of the typedef that carries the arguments of a tracepoint.
+fn typedef_of(tracepoint: &str) -> String {
+    format!("btf_trace_{tracepoint}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_covers_every_field_once_and_in_order() {
+        let rows: Vec<_> = TABLE.iter().map(|row| row.field).collect();
+        assert_eq!(rows, KernelLayout::FIELDS);
+    }
+
+    #[test]
+    fn every_alternative_says_why_it_exists() {
+        for row in TABLE {
+            for (position, (source, why)) in row.candidates.iter().enumerate() {
+                assert_eq!(why.is_empty(), position == 0, "{}: {source}", row.field);
+            }
+        }
+    }
+}
