@@ -1,0 +1,141 @@
+//! The public event model: what every sink writes and every consumer reads.
+//!
+//! An event is one JSON object on one line: the [`Event`] envelope, then the body of its kind.
+//! Nested names follow OpenTelemetry's attributes (`.k8s.pod.name` is `k8s.pod.name`); own names
+//! carry their unit. A field that is not known is `null`, never 0 and never left out; only the
+//! subject (`k8s`, `container`, `process`) is absent from kinds that have none.
+//!
+//! To add a kind: one file with its struct, one arm of [`Body`] and of [`Body::kind`]. Schema and
+//! docs/events.md follow from the types.
+
+mod gfp;
+mod oom_kill;
+mod oom_outcome;
+mod stack;
+mod status;
+mod subject;
+mod time;
+mod verdict;
+
+pub use gfp::Gfp;
+pub use oom_kill::{
+    Candidate, Constraint, Limit, LimitLevel, Memory, MemorySource, Node, OomKill, Outcome, Psi,
+    PsiResource, PsiWindow, Role, Scope, Trigger, Victim,
+};
+pub use oom_outcome::{OomOutcome, VictimOutcome};
+pub use stack::AllocPath;
+pub use status::{Gap, Heartbeat, KernelFacts, Loss, ProbeStatus, Refusal, SignalStatus};
+pub use subject::{
+    Cgroup, Container, K8s, K8sContainer, Named, Pod, Process, Qos, ResolvedBy, Rss, text,
+};
+pub use time::Time;
+pub use verdict::{Cause, Confidence, KubernetesReport, Verdict};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// One event: the envelope and the body of its kind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "oomprobe event")]
+pub struct Event {
+    /// Version of this format. Fields may be added within it; none is renamed or removed.
+    pub schema: Schema,
+    /// When it happened: RFC 3339 in UTC with nanoseconds, from `time_boot_ns` and one offset
+    /// taken at start, so that differences between events are exact.
+    pub time: Time,
+    /// When it happened: `CLOCK_BOOTTIME`, ns since boot, suspend included. Comparable between
+    /// events of the same `host.boot_id` only.
+    pub time_boot_ns: u64,
+    /// Number of the event in this run, from 0 without holes: a hole is an event lost after it
+    /// was made.
+    pub seq: u64,
+    /// The node the event comes from.
+    pub host: Host,
+    /// How bad it is: OpenTelemetry severity text.
+    pub severity: Severity,
+    /// The pod the event is about: for a kill, the chosen victim's. Absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub k8s: Option<K8s>,
+    /// The container the event is about: for a kill, the chosen victim's. Absent where there is
+    /// none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
+    /// The process the event is about: for a kill, the chosen victim. Absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<Process>,
+    /// What happened, by kind.
+    #[serde(flatten)]
+    pub body: Body,
+}
+
+/// Version of the event format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum Schema {
+    /// The first.
+    #[default]
+    #[serde(rename = "oomprobe/1")]
+    V1,
+}
+
+/// What happened. `kind` names it; the other fields of the object follow from it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Body {
+    /// The OOM killer ran: one event per invocation, with all its victims.
+    OomKill(Box<OomKill>),
+    /// What became of the victims of an `oom_kill`.
+    OomOutcome(OomOutcome),
+    /// What is attached and what is not; the first event of every run.
+    ProbeStatus(ProbeStatus),
+    /// oomprobe is alive: silence since the last one means that nothing happened.
+    Heartbeat(Heartbeat),
+    /// Something was seen but could not be recorded.
+    Loss(Loss),
+    /// The kernel counted something that oomprobe did not see.
+    Gap(Gap),
+}
+
+impl Body {
+    /// The value of `kind`.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::OomKill(_) => "oom_kill",
+            Self::OomOutcome(_) => "oom_outcome",
+            Self::ProbeStatus(_) => "probe_status",
+            Self::Heartbeat(_) => "heartbeat",
+            Self::Loss(_) => "loss",
+            Self::Gap(_) => "gap",
+        }
+    }
+}
+
+/// The node an event comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Host {
+    /// Host name (`/proc/sys/kernel/hostname` of the initial UTS namespace).
+    pub name: Option<String>,
+    /// `/proc/sys/kernel/random/boot_id`: another value means that the node was booted between.
+    pub boot_id: Option<String>,
+}
+
+/// Severity text of OpenTelemetry's log data model.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Severity {
+    /// Finest detail.
+    Trace,
+    /// Detail for debugging.
+    Debug,
+    /// Nothing to do.
+    #[default]
+    Info,
+    /// Something may need attention, or the record has a hole.
+    Warn,
+    /// A process was killed.
+    Error,
+    /// The node itself ran out of memory.
+    Fatal,
+}
