@@ -359,15 +359,3 @@ record! {
         change: u32,
     }
 }
-
-record! {
-    /// One task of the OOM domain, written by the task iterator (not into a ring).
-    Candidate {
-        /// The process.
-        task: Task,
-        /// `task.mm` was NULL (kernel thread or already exiting): 1.
-        no_mm: u32,
-        /// Zero.
-        pad: u32,
-    }
-}

@@ -1,12 +1,13 @@
 //! Iterator over all tasks: what the OOM killer could have chosen from.
 //!
 //! match-proto: `struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; }`
-//! (kernel/bpf/task_iter.c). One [`Candidate`] per process is written to the iterator's file.
+//! (kernel/bpf/task_iter.c). One [`wire::Task`] per process, more if its leader
+//! has exited, is written to the iterator's file.
 
 use core::{ffi::c_void, mem::zeroed};
 
 use aya_ebpf::{bindings::seq_file, helpers::generated::bpf_seq_write};
-use probe_common::wire::Candidate;
+use probe_common::wire;
 
 use crate::{
     kernel::{Task, Typed},
@@ -37,17 +38,20 @@ extern "C" fn candidates(ctx: *mut c_void) -> i32 {
         ((*(*ctx).meta).seq, (*ctx).task)
     };
     let Some(task) = Task::<Typed>::new(task) else { return 0 };
-    // Threads share the mm: the leader stands for the process.
-    if task.pid() != task.tgid() {
+    // Threads share the mm: the leader stands for the process, unless it has exited before the
+    // others. Kernel threads have none and cannot be chosen.
+    if task.mm().is_none() {
+        return 0;
+    }
+    if task.pid() != task.tgid() && task.group_leader().and_then(Task::mm).is_some() {
         return 0;
     }
     // SAFETY: integers only.
-    let mut out: Candidate = unsafe { zeroed() };
-    describe(task, &mut out.task);
-    out.no_mm = u32::from(task.mm().is_none());
+    let mut out: wire::Task = unsafe { zeroed() };
+    describe(task, &mut out);
     // SAFETY: the buffer is a local of that size.
     unsafe {
-        bpf_seq_write(seq, (&raw const out).cast(), size_of::<Candidate>() as u32);
+        bpf_seq_write(seq, (&raw const out).cast(), size_of::<wire::Task>() as u32);
     }
     0
 }

@@ -4,7 +4,11 @@
 //! a null pointer or a failed read. How memory is read is a type parameter: programs that the
 //! verifier gives typed pointers to use [`Typed`], all others [`Probed`].
 
-use core::{marker::PhantomData, mem::MaybeUninit, ptr::read_volatile};
+use core::{
+    marker::PhantomData,
+    mem::MaybeUninit,
+    ptr::{NonNull, read_volatile},
+};
 
 use aya_ebpf::{
     bindings::task_struct,
@@ -15,7 +19,7 @@ use aya_ebpf::{
 };
 use probe_common::{
     layout::{ABSENT, KernelLayout, ProbeConfig},
-    limits::MAX_RSS_CPUS,
+    limits::{COMM_LEN, MAX_RSS_CPUS},
 };
 
 use crate::maps::CONFIG;
@@ -77,15 +81,18 @@ macro_rules! pointer {
         $(
             $(#[$doc])*
             #[derive(Clone, Copy)]
-            pub struct $name<A>(*const u8, PhantomData<A>);
+            pub struct $name<A>(NonNull<u8>, PhantomData<A>);
 
             impl<A: Access> $name<A> {
                 /// Wraps a pointer; `None` if it is null.
+                ///
+                /// An `Option` of it is the pointer itself, so that a value kept over a helper
+                /// call is always initialised, as the verifier demands. And the test for null
+                /// comes before any load: the compiler takes a load as proof that a pointer is
+                /// not null and would drop a later test.
                 #[inline(always)]
                 pub fn new(pointer: *const u8) -> Option<Self> {
-                    // Before any load: the compiler takes a load as proof that a pointer is not
-                    // null and would drop a later test.
-                    if pointer.is_null() { None } else { Some(Self(pointer, PhantomData)) }
+                    Some(Self(NonNull::new(pointer.cast_mut())?, PhantomData))
                 }
 
                 /// The member at `offset`.
@@ -96,14 +103,14 @@ macro_rules! pointer {
                         return None;
                     }
                     // SAFETY: not null; the offset is the kernel's own.
-                    unsafe { A::load(self.0.add(offset as usize)) }
+                    unsafe { A::load(self.address().add(offset as usize)) }
                 }
 
                 /// Its address.
                 #[inline(always)]
                 #[allow(dead_code, reason = "not every structure is passed on")]
                 pub fn address(self) -> *const u8 {
-                    self.0
+                    self.0.as_ptr()
                 }
             }
         )*
@@ -172,16 +179,18 @@ impl<A: Access> Task<A> {
     pub fn exit_code(self) -> Option<i32> {
         self.get(layout!(task_struct__exit_code))
     }
-    /// Two words, as one typed load may not be wider.
+    /// Copies the name to `out`. Always probed: a typed load may not be wider than a word.
     #[inline(always)]
-    pub fn comm(self) -> Option<[u64; 2]> {
+    pub fn comm(self, out: &mut [u8; COMM_LEN]) -> bool {
         let comm = layout!(task_struct__comm);
         if comm == ABSENT {
-            return None;
+            return false;
         }
-        // SAFETY: `comm` is 16 bytes; a byte array may be read by any access, the verifier only
-        // looks at typed ones, so this one is always probed.
-        unsafe { Probed::load(self.0.add(comm as usize)) }
+        // SAFETY: the destination is that large; the source may be anything.
+        unsafe {
+            let source = self.address().add(comm as usize);
+            bpf_probe_read_kernel(out.as_mut_ptr().cast(), COMM_LEN as u32, source.cast()) == 0
+        }
     }
     #[inline(always)]
     pub fn mm(self) -> Option<Mm<A>> {
@@ -267,7 +276,7 @@ impl<A: Access> Pid<A> {
         }
         let offset = u64::from(numbers) + u64::from(nr) + u64::from(level) * u64::from(stride);
         // SAFETY: any address may be probed.
-        unsafe { Probed::load((self.0 as u64).wrapping_add(offset) as *const u8) }
+        unsafe { Probed::load((self.address() as u64).wrapping_add(offset) as *const u8) }
     }
 }
 
@@ -290,7 +299,7 @@ impl<A: Access> Mm<A> {
         if base == ABSENT || stride == ABSENT || count == ABSENT || item == ABSENT {
             return None;
         }
-        let counter = (self.0 as u64) + u64::from(base) + u64::from(item) * u64::from(stride);
+        let counter = (self.address() as u64) + u64::from(base) + u64::from(item) * u64::from(stride);
         // SAFETY: any address may be probed.
         let sum: i64 = unsafe { Probed::load((counter + u64::from(count)) as *const u8)? };
         let percpu = layout!(rss_stat__percpu);
@@ -348,7 +357,7 @@ impl<A: Access> Css<A> {
         if css == ABSENT {
             return None;
         }
-        Memcg::new((self.0 as u64).wrapping_sub(u64::from(css)) as *const u8)
+        Memcg::new((self.address() as u64).wrapping_sub(u64::from(css)) as *const u8)
     }
 }
 
@@ -393,7 +402,7 @@ impl Memcg<Probed> {
         if css == ABSENT {
             return None;
         }
-        Css::new((self.0 as u64).wrapping_add(u64::from(css)) as *const u8)
+        Css::new((self.address() as u64).wrapping_add(u64::from(css)) as *const u8)
     }
     #[inline(always)]
     pub fn cgroup(self) -> Option<Cgroup<Probed>> {

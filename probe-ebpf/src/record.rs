@@ -11,6 +11,7 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::maps::RingBuf;
 use probe_common::{
+    layout::ABSENT,
     limits::{
         CGROUP_NAME_LEN, CGROUP_PATH_LEN, MAX_CGROUP_DEPTH, MAX_LIMIT_LEVELS, MESSAGE_LEN,
         SCRATCH_LEN,
@@ -19,7 +20,7 @@ use probe_common::{
 };
 
 use crate::{
-    kernel::{Access, Cgroup, Kernfs, Memcg, Probed, Task, layout, read_str},
+    kernel::{Access, Cgroup, Kernfs, Memcg, Mm, Probed, Task, layout, read_str},
     maps::{SCRATCH, Slot, lost},
 };
 
@@ -192,51 +193,52 @@ impl Record {
 }
 
 /// Describes `task` in `out`, which is zeroed.
+///
+/// Each value is stored as soon as it is read: an `Option` of a number kept over a helper call
+/// would have an uninitialised half.
 #[inline(always)]
 pub fn describe<A: Access>(task: Task<A>, out: &mut wire::Task) {
     describe_ids(task, out);
-    if let Some(mm) = task.mm().or_else(|| task.signal()?.oom_mm()) {
-        out.mm = mm.address() as u64;
-        if let (Some(anon), Some(file), Some(shmem), Some(swap)) = (
-            mm.rss(layout!(MM_ANONPAGES)),
-            mm.rss(layout!(MM_FILEPAGES)),
-            mm.rss(layout!(MM_SHMEMPAGES)),
-            mm.rss(layout!(MM_SWAPENTS)),
-        ) {
-            out.rss_anon_pages = anon.0;
-            out.rss_file_pages = file.0;
-            out.rss_shmem_pages = shmem.0;
-            out.swap_pages = swap.0;
-            out.pgtables_bytes = mm.pgtables_bytes().unwrap_or(0);
-            out.total_vm_pages = mm.total_vm().unwrap_or(0);
-            out.has |= has::MM;
-            if anon.1 && file.1 && shmem.1 && swap.1 {
-                out.has |= has::RSS_EXACT;
-            }
+    let Some(mm) = task.mm().or_else(|| task.signal()?.oom_mm()) else { return };
+    out.mm = mm.address() as u64;
+    out.pgtables_bytes = mm.pgtables_bytes().unwrap_or(0);
+    out.total_vm_pages = mm.total_vm().unwrap_or(0);
+    let mut all = has::MM | has::RSS_EXACT;
+    all &= rss(mm, layout!(MM_ANONPAGES), &mut out.rss_anon_pages);
+    all &= rss(mm, layout!(MM_FILEPAGES), &mut out.rss_file_pages);
+    all &= rss(mm, layout!(MM_SHMEMPAGES), &mut out.rss_shmem_pages);
+    all &= rss(mm, layout!(MM_SWAPENTS), &mut out.swap_pages);
+    out.has |= all;
+}
+
+/// Stores one rss counter; the bits of [`has`] that are still true.
+#[inline(always)]
+fn rss<A: Access>(mm: Mm<A>, item: u32, out: &mut i64) -> u32 {
+    match mm.rss(item) {
+        Some((pages, exact)) => {
+            *out = pages;
+            if exact { has::MM | has::RSS_EXACT } else { has::MM }
         }
+        None => 0,
     }
 }
 
 /// Describes who `task` is, without its memory.
 #[inline(always)]
 pub fn describe_ids<A: Access>(task: Task<A>, out: &mut wire::Task) {
-    if let (Some(tid), Some(pid), Some(comm)) = (task.pid(), task.tgid(), task.comm()) {
-        out.tid = tid as u32;
-        out.pid = pid as u32;
-        // SAFETY: 16 bytes to 16 bytes; the field is only byte aligned.
-        unsafe { (&raw mut out.comm).cast::<[u64; 2]>().write_unaligned(comm) };
-        out.flags = task.flags().unwrap_or(0);
+    out.tid = task.pid().unwrap_or(0) as u32;
+    out.pid = task.tgid().unwrap_or(0) as u32;
+    out.flags = task.flags().unwrap_or(0);
+    if task.comm(&mut out.comm) && out.pid != 0 {
         out.has |= has::TASK;
     }
     if let Some(leader) = task.group_leader() {
         out.start_boot_ns = leader.start_boottime().unwrap_or(0);
         if let Some(pid) = leader.thread_pid() {
-            if let Some(level) = pid.level() {
-                if let Some(number) = pid.number(level) {
-                    out.ns_pid = number as u32;
-                    out.ns_level = level;
-                    out.has |= has::NS_PID;
-                }
+            out.ns_level = pid.level().unwrap_or(0);
+            out.ns_pid = pid.number(out.ns_level).unwrap_or(0) as u32;
+            if out.ns_pid != 0 {
+                out.has |= has::NS_PID;
             }
         }
     }
@@ -279,54 +281,48 @@ pub fn other_dfl_kernfs<A: Access>(task: Task<A>) -> Option<Kernfs<A>> {
     task.dfl_cgroup()?.kn()
 }
 
+/// Describes one memcg in `out`, which is inside the buffer but not zeroed.
 #[inline(always)]
 fn limit_level(memcg: Memcg<Probed>, out: *mut LimitLevel) {
     let (memory, swap) = (layout!(mem_cgroup__memory), layout!(mem_cgroup__swap));
     let (usage, max) = (layout!(page_counter__usage), layout!(page_counter__max));
+    let watermark = layout!(page_counter__watermark);
+    let local_oom = layout!(mem_cgroup__local_oom);
+    let local_max = layout!(mem_cgroup__local_max);
+    let local_oom_kill = layout!(mem_cgroup__local_oom_kill);
     let mut flags = 0u64;
-    let mut counter = |offset: u32, bit: u64| match memcg.field::<u64>(offset) {
-        Some(value) => {
-            flags |= bit;
-            value
-        }
-        None => 0,
-    };
-    let local_oom = counter(layout!(mem_cgroup__local_oom), level::HAS_LOCAL_EVENTS);
-    let local_max = counter(layout!(mem_cgroup__local_max), 0);
-    let local_oom_kill = counter(layout!(mem_cgroup__local_oom_kill), 0);
-    let swap_pages = memcg.page_counter(swap, usage);
-    if swap_pages.is_some() {
+    if local_oom != ABSENT {
+        flags |= level::HAS_LOCAL_EVENTS;
+    }
+    if swap != ABSENT {
         flags |= level::HAS_SWAP;
     }
-    if let Some(locked) = memcg.field::<u8>(layout!(mem_cgroup__oom_lock)) {
+    if layout!(mem_cgroup__oom_lock) != ABSENT {
         flags |= level::HAS_OOM_LOCK;
-        if locked != 0 {
+        if memcg.field::<u8>(layout!(mem_cgroup__oom_lock)).unwrap_or(0) != 0 {
             flags |= level::OOM_LOCK;
         }
     }
-    if let Some(under) = memcg.field::<i32>(layout!(mem_cgroup__under_oom)) {
+    if layout!(mem_cgroup__under_oom) != ABSENT {
         flags |= level::HAS_UNDER_OOM;
-        if under > 0 {
+        if memcg.field::<i32>(layout!(mem_cgroup__under_oom)).unwrap_or(0) > 0 {
             flags |= level::UNDER_OOM;
         }
     }
-    if memcg.field::<u8>(layout!(mem_cgroup__oom_group)).is_some_and(|group| group != 0) {
+    if memcg.field::<u8>(layout!(mem_cgroup__oom_group)).unwrap_or(0) != 0 {
         flags |= level::OOM_GROUP;
     }
-    let value = LimitLevel {
-        id: memcg.cgroup().and_then(Cgroup::kn).and_then(Kernfs::id).unwrap_or(0),
-        usage_pages: memcg.page_counter(memory, usage).unwrap_or(0),
-        max_pages: memcg.page_counter(memory, max).unwrap_or(u64::MAX),
-        watermark_pages: memcg
-            .page_counter(memory, layout!(page_counter__watermark))
-            .unwrap_or(0),
-        swap_pages: swap_pages.unwrap_or(0),
-        swap_max_pages: memcg.page_counter(swap, max).unwrap_or(u64::MAX),
-        local_oom,
-        local_max,
-        local_oom_kill,
-        flags,
-    };
     // SAFETY: the caller's entry is that large and inside the buffer.
-    unsafe { write(out, value) };
+    unsafe {
+        (*out).id = memcg.cgroup().and_then(Cgroup::kn).and_then(Kernfs::id).unwrap_or(0);
+        (*out).usage_pages = memcg.page_counter(memory, usage).unwrap_or(0);
+        (*out).max_pages = memcg.page_counter(memory, max).unwrap_or(u64::MAX);
+        (*out).watermark_pages = memcg.page_counter(memory, watermark).unwrap_or(0);
+        (*out).swap_pages = memcg.page_counter(swap, usage).unwrap_or(0);
+        (*out).swap_max_pages = memcg.page_counter(swap, max).unwrap_or(u64::MAX);
+        (*out).local_oom = memcg.field(local_oom).unwrap_or(0);
+        (*out).local_max = memcg.field(local_max).unwrap_or(0);
+        (*out).local_oom_kill = memcg.field(local_oom_kill).unwrap_or(0);
+        (*out).flags = flags;
+    }
 }

@@ -9,7 +9,7 @@ use aya::{
 };
 use probe_common::{
     layout::{KernelLayout, ProbeConfig},
-    wire::{Candidate, Loss},
+    wire::{self, Loss},
 };
 
 use super::ladder::{Hook, LADDER, Rung, Signal};
@@ -80,11 +80,7 @@ pub struct Probe {
 impl Probe {
     /// Loads and attaches.
     pub fn attach(layout: &KernelLayout, config: &ProbeConfig) -> Result<Self, LoadError> {
-        raise_memlock();
-        let mut ebpf = EbpfLoader::new()
-            .override_global("LAYOUT", layout, true)
-            .override_global("CONFIG", config, true)
-            .load(OBJECT)?;
+        let mut ebpf = load(layout, config)?;
         let lost = map(&mut ebpf, "LOST", PerCpuArray::try_from)?;
         let critical = map(&mut ebpf, "CRITICAL", RingBuf::try_from)?;
         let bulk = map(&mut ebpf, "BULK", RingBuf::try_from)?;
@@ -140,8 +136,9 @@ impl Probe {
         Ok(out)
     }
 
-    /// Every process of the node as the kernel sees it, in one pass of the task iterator.
-    pub fn candidates(&mut self) -> io::Result<Vec<Candidate>> {
+    /// Every process of the node that has memory, in one pass of the task iterator. One whose
+    /// leader exited before its threads may appear several times.
+    pub fn candidates(&mut self) -> io::Result<Vec<wire::Task>> {
         if self.hook(Signal::Candidates).is_none() {
             return Ok(Vec::new());
         }
@@ -157,13 +154,42 @@ impl Probe {
             .into_file()
             .map_err(io::Error::other)?;
         let mut bytes = Vec::new();
-        let most = (MAX_CANDIDATES * size_of::<Candidate>()) as u64;
+        let most = (MAX_CANDIDATES * size_of::<wire::Task>()) as u64;
         io::Read::read_to_end(&mut io::Read::take(file, most), &mut bytes)?;
         Ok(bytes
-            .chunks_exact(size_of::<Candidate>())
+            .chunks_exact(size_of::<wire::Task>())
             .map(bytemuck::pod_read_unaligned)
             .collect())
     }
+}
+
+/// Loads and attaches every rung of every signal, one at a time, and takes each back: what this
+/// kernel allows, for `oomprobe doctor`.
+pub fn survey(
+    layout: &KernelLayout,
+    config: &ProbeConfig,
+) -> Result<Vec<(Signal, Vec<(Hook, Result<(), String>)>)>, LoadError> {
+    let mut ebpf = load(layout, config)?;
+    let btf = Btf::from_sys_fs()?;
+    Ok(LADDER
+        .iter()
+        .map(|(signal, rungs)| {
+            let rungs = rungs.iter().filter_map(|rung| {
+                let result = try_rung(&mut ebpf, &btf, layout, rung);
+                Some((rung.hook()?, result))
+            });
+            (*signal, rungs.collect())
+        })
+        .collect())
+}
+
+/// Creates the maps; the programs are loaded one by one.
+fn load(layout: &KernelLayout, config: &ProbeConfig) -> Result<Ebpf, LoadError> {
+    raise_memlock();
+    Ok(EbpfLoader::new()
+        .override_global("LAYOUT", layout, true)
+        .override_global("CONFIG", config, true)
+        .load(OBJECT)?)
 }
 
 fn map<T>(
@@ -186,11 +212,7 @@ fn serve(
     let mut refused = Vec::new();
     for rung in rungs {
         let Some(name) = rung.hook() else { continue };
-        let outcome = match rung.needs {
-            Some((fact, why_not)) if fact(layout) != 1 => Err(why_not.to_owned()),
-            _ => attach_all(ebpf, btf, rung),
-        };
-        match outcome {
+        match try_rung(ebpf, btf, layout, rung) {
             Ok(()) => {
                 return Served {
                     signal,
@@ -209,7 +231,17 @@ fn serve(
 }
 
 /// Attaches all programs of a rung, or none.
-fn attach_all(ebpf: &mut Ebpf, btf: &Btf, rung: &Rung) -> Result<(), String> {
+fn try_rung(
+    ebpf: &mut Ebpf,
+    btf: &Btf,
+    layout: &KernelLayout,
+    rung: &Rung,
+) -> Result<(), String> {
+    if let Some((fact, why_not)) = rung.needs {
+        if fact(layout) != 1 {
+            return Err(why_not.to_owned());
+        }
+    }
     for (index, (name, hook)) in rung.programs.iter().enumerate() {
         let result = match ebpf.program_mut(name) {
             Some(program) => attach(program, *hook, btf).map_err(|error| reason(&error)),

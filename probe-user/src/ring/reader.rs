@@ -18,9 +18,9 @@ impl Reader {
     /// Registers the ring with the runtime.
     pub fn new(ring: RingBuf<MapData>) -> io::Result<Self> {
         // A ring never becomes writable; asking for that too, as `AsyncFd::new` does, is refused.
-        Ok(Self {
-            ring: AsyncFd::register_with_interest(ring, Interest::READABLE)?,
-        })
+        // SAFETY: `RingBuf` owns its map's fd and returns the same one until it is dropped.
+        let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE)? };
+        Ok(Self { ring })
     }
 
     /// Waits until there are records and appends them, up to a batch, to `out`.
