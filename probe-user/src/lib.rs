@@ -2,3 +2,5 @@
 //!
 //! Data flows one way: [`kernel`] loads the BPF programs, ring records are decoded, given an
 //! identity, joined into incidents, explained by a verdict and written by a sink.
+
+pub mod node;
