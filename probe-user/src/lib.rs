@@ -6,4 +6,5 @@
 pub mod event;
 pub mod incident;
 pub mod kernel;
+pub mod node;
 pub mod ring;

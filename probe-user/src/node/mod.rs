@@ -1,0 +1,18 @@
+//! Readings of procfs, cgroupfs and the kernel log.
+//!
+//! Every reading takes its root as an argument, so that `--host-root` and tests can point it
+//! elsewhere. Parsers take bytes and are total; readers add the path to their errors. A value the
+//! kernel does not print is `None`, never 0. Sizes are bytes.
+
+pub mod clock;
+pub mod host;
+pub mod kmsg;
+pub mod memcg;
+pub mod meminfo;
+pub mod oom_score;
+pub mod process;
+pub mod psi;
+mod text;
+pub mod vmstat;
+
+pub use text::{Error, ParseError, TextFile};
