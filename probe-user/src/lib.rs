@@ -3,8 +3,11 @@
 //! Data flows one way: [`kernel`] loads the BPF programs, ring records are decoded, given an
 //! identity, joined into incidents, explained by a verdict and written by a sink.
 
+pub mod cli;
 pub mod event;
 pub mod incident;
 pub mod kernel;
 pub mod node;
 pub mod ring;
+pub mod sink;
+pub mod verdict;

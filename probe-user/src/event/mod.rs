@@ -8,7 +8,9 @@
 //! To add a kind: one file with its struct, one arm of [`Body`] and of [`Body::kind`]. Schema and
 //! docs/events.md follow from the types.
 
+mod escape;
 mod gfp;
+pub mod label;
 mod oom_kill;
 mod oom_outcome;
 mod stack;
@@ -17,6 +19,7 @@ mod subject;
 mod time;
 mod verdict;
 
+pub use escape::{escape, is_hostile};
 pub use gfp::Gfp;
 pub use oom_kill::{
     Candidate, Constraint, Limit, LimitLevel, Memory, MemorySource, Node, OomKill, Outcome, Psi,

@@ -1,0 +1,381 @@
+//! The view for a person at a terminal: an OOM kill in one screenful, anything else in one line.
+
+mod layout;
+
+use std::fmt::Write as _;
+use std::io::Write;
+
+use layout::{Colour, Page, cut};
+
+use super::{Error, Sink};
+use crate::event::label::{self, bytes};
+use crate::event::{
+    Body, Cgroup, Confidence, Container, Event, Gap, Heartbeat, K8s, Loss, Memory, OomKill,
+    OomOutcome, Outcome, ProbeStatus, Process, Role, Victim, escape,
+};
+
+const VICTIMS: usize = 3;
+const OTHERS: usize = 3;
+const EVIDENCE: usize = 6;
+const COMMANDS: usize = 3;
+
+/// Writes each event for a person and flushes it.
+#[derive(Debug)]
+pub struct Terminal<W> {
+    out: W,
+    colour: bool,
+}
+
+impl<W: Write> Terminal<W> {
+    /// Writes to `out`, with ANSI colours if told so.
+    pub const fn new(out: W, colour: bool) -> Self {
+        Self { out, colour }
+    }
+}
+
+impl<W: Write> Sink for Terminal<W> {
+    fn write(&mut self, event: &Event) -> Result<(), Error> {
+        self.out.write_all(render(event, self.colour).as_bytes())?;
+        self.out.flush()?;
+        Ok(())
+    }
+}
+
+/// The lines of an event, each ended by a newline and at most [`layout::WIDTH`] columns wide. Only
+/// `colour` brings escape codes in: all that the node's processes chose is escaped.
+pub fn render(event: &Event, colour: bool) -> String {
+    let mut page = Page::new(colour);
+    let full = event.time.to_string();
+    // To the millisecond: more is noise to a person.
+    let time = full
+        .get(..23)
+        .map_or(full.clone(), |time| format!("{time}Z"));
+    match &event.body {
+        Body::OomKill(kill) => oom_kill(&mut page, &time, kill),
+        Body::OomOutcome(outcome) => line(&mut page, Colour::Dim, &time, &ended(outcome)),
+        Body::ProbeStatus(status) => {
+            let colour = if status.attached {
+                Colour::Dim
+            } else {
+                Colour::Alarm
+            };
+            line(&mut page, colour, &time, &probes(status));
+        }
+        Body::Heartbeat(beat) => line(&mut page, Colour::Dim, &time, &alive(beat)),
+        Body::Loss(loss) => line(&mut page, Colour::Alarm, &time, &lost(loss)),
+        Body::Gap(gap) => line(&mut page, Colour::Alarm, &time, &missed(gap)),
+    }
+    page.into_text()
+}
+
+fn line(page: &mut Page, colour: Colour, time: &str, text: &str) {
+    page.line(
+        colour,
+        &cut(&format!("{time} {}", escape(text)), layout::WIDTH),
+    );
+}
+
+fn oom_kill(page: &mut Page, time: &str, kill: &OomKill) {
+    let verdict = &kill.verdict;
+    let (colour, title) = match kill.outcome {
+        Outcome::Killed => (Colour::Alarm, "OOM KILL"),
+        _ => (Colour::Warn, "OOM, NO KILL"),
+    };
+    let sure = match verdict.confidence {
+        Confidence::High => "",
+        Confidence::Medium => " (likely)",
+        Confidence::Low => " (a guess)",
+    };
+    let header = format!(
+        "{time} {title}  scope {} · cause {}{sure} · incident {}",
+        name(&kill.scope),
+        name(&verdict.cause),
+        escape(&kill.incident)
+    );
+    page.line(colour, &cut(&header, layout::WIDTH));
+    page.paragraph(Colour::Strong, &escape(&verdict.summary), 3);
+    if let Some((bar, legend)) = bar(&kill.memory) {
+        page.item("memory", &format!("{bar} {legend}"), 1);
+    }
+    victims(page, kill);
+    others(page, kill);
+    for (index, evidence) in verdict.evidence.iter().take(EVIDENCE).enumerate() {
+        page.item(
+            if index == 0 { "because" } else { "" },
+            &escape(evidence),
+            2,
+        );
+    }
+    if let Some(report) = &verdict.kubernetes_will_report {
+        let text = match report.oom_killed {
+            Some(_) => format!("will say {}", report.why),
+            None => format!("may say {}", report.why),
+        };
+        page.item("k8s", &escape(&text), 3);
+    }
+    for (index, command) in verdict.next_steps.iter().take(COMMANDS).enumerate() {
+        page.command(if index == 0 { "next" } else { "" }, &escape(command));
+    }
+}
+
+/// The value of a unit enum as events write it.
+fn name(value: &impl serde::Serialize) -> String {
+    serde_json::to_value(value)
+        .ok()
+        .and_then(|value| value.as_str().map(str::to_owned))
+        .unwrap_or_default()
+}
+
+/// What the memory is made of, as a bar of fixed length, and its legend.
+fn bar(memory: &Memory) -> Option<(String, String)> {
+    const CELLS: u64 = 30;
+    let total = memory.total_bytes.filter(|&total| total > 0)?;
+    let sum = |parts: &[Option<u64>]| {
+        parts
+            .iter()
+            .flatten()
+            .fold(0, |a: u64, b| a.saturating_add(*b))
+    };
+    let parts = [
+        ('█', "anon", sum(&[memory.anon_bytes])),
+        ('▓', "page cache", sum(&[memory.file_bytes])),
+        ('#', "tmpfs", sum(&[memory.shmem_bytes])),
+        ('~', "sockets", sum(&[memory.sock_bytes])),
+        (
+            '▒',
+            "kernel",
+            sum(&[
+                memory.slab_reclaimable_bytes,
+                memory.slab_unreclaimable_bytes,
+                memory.kernel_stack_bytes,
+                memory.page_tables_bytes,
+                memory.percpu_bytes,
+                memory.vmalloc_bytes,
+            ]),
+        ),
+    ];
+    if parts.iter().all(|&(.., bytes)| bytes == 0) {
+        return None;
+    }
+    let mut bar = String::new();
+    let mut legend = bytes(total);
+    let mut used = 0;
+    for (cell, name, part) in parts {
+        let share = u128::from(part) * u128::from(CELLS) + u128::from(total) / 2;
+        let cells = u64::try_from(share / u128::from(total))
+            .unwrap_or(CELLS)
+            .min(CELLS - used);
+        used += cells;
+        bar.extend((0..cells).map(|_| cell));
+        if cells > 0 {
+            let _ = write!(legend, "  {cell} {name} {}", label::percent(part, total));
+        }
+    }
+    bar.extend((used..CELLS).map(|_| '·'));
+    Some((format!("[{bar}]"), legend))
+}
+
+fn victims(page: &mut Page, kill: &OomKill) {
+    let title = if kill.outcome == Outcome::Killed {
+        "killed"
+    } else {
+        "marked"
+    };
+    for (index, victim) in kill.victims.iter().take(VICTIMS).enumerate() {
+        let Victim {
+            process,
+            cgroup,
+            k8s,
+            container,
+            ..
+        } = victim;
+        let owner = owner(k8s.as_ref(), container.as_ref(), cgroup.as_ref());
+        let row = row(process, &how(victim), &owner);
+        page.item(if index == 0 { title } else { "" }, &row, 1);
+    }
+    let more = kill.victims.len().saturating_sub(VICTIMS);
+    if more > 0 {
+        page.item(
+            "",
+            &format!("… and {more} more; `-o json` lists them all"),
+            1,
+        );
+    }
+}
+
+fn how(victim: &Victim) -> String {
+    let role = match victim.role {
+        Role::Chosen => "chosen",
+        Role::Group => "oom.group",
+        Role::SharesMm => "shares memory",
+        Role::AlreadyExiting => "was exiting",
+    };
+    match victim.container_init {
+        Some(true) => format!("{role}, init"),
+        Some(false) => format!("{role}, child"),
+        None => role.to_owned(),
+    }
+}
+
+/// The biggest that were spared.
+fn others(page: &mut Page, kill: &OomKill) {
+    let spared = kill.candidates.iter().filter(|other| {
+        kill.victims
+            .iter()
+            .all(|victim| victim.process.pid != other.process.pid)
+    });
+    for (index, other) in spared.take(OTHERS).enumerate() {
+        let owner = owner(
+            other.k8s.as_ref(),
+            other.container.as_ref(),
+            other.cgroup.as_ref(),
+        );
+        let how = if other.points.is_some() {
+            ""
+        } else {
+            "protected"
+        };
+        page.item(
+            if index == 0 { "spared" } else { "" },
+            &row(&other.process, how, &owner),
+            1,
+        );
+    }
+}
+
+fn owner(k8s: Option<&K8s>, container: Option<&Container>, cgroup: Option<&Cgroup>) -> String {
+    label::subject(k8s, container, cgroup).unwrap_or_default()
+}
+
+fn row(process: &Process, how: &str, owner: &str) -> String {
+    let size = process
+        .rss
+        .map_or("?".to_owned(), |rss| bytes(rss.total_bytes()));
+    let adj = process
+        .oom_score_adj
+        .map_or("?".to_owned(), |adj| adj.to_string());
+    let pid = process.pid.map_or("?".to_owned(), |pid| pid.to_string());
+    let comm = cut(&escape(process.comm.as_deref().unwrap_or("?")), 15);
+    let gap = 15 - layout::width(&comm).min(15);
+    format!(
+        "{comm}{:gap$} {pid:>7} {size:>9}  adj {adj:>5}  {how:<19} {}",
+        "",
+        escape(owner)
+    )
+    .trim_end()
+    .to_owned()
+}
+
+fn ended(outcome: &OomOutcome) -> String {
+    let mut text = format!("oom end  incident {}: ", outcome.incident);
+    let alive: Vec<_> = outcome
+        .victims
+        .iter()
+        .filter(|victim| victim.still_alive)
+        .collect();
+    match (&outcome.victims[..], &alive[..]) {
+        ([], _) => text.push_str("no victim is known"),
+        (_, [stuck, ..]) => {
+            let _ = write!(
+                text,
+                "{} of {} still not gone, as {}",
+                alive.len(),
+                outcome.victims.len(),
+                label::process(&stuck.process)
+            );
+        }
+        ([one], _) => {
+            let _ = write!(text, "{} gone", label::process(&one.process));
+            if let Some(ms) = one.kill_to_exit_ms {
+                let _ = write!(text, " {ms:.0} ms after SIGKILL");
+            }
+        }
+        (all, _) => {
+            let _ = write!(text, "all {} gone", all.len());
+        }
+    }
+    if outcome.late_victims > 0 {
+        let _ = write!(text, ", {} seen late", outcome.late_victims);
+    }
+    if let Some(freed) = outcome
+        .freed_bytes
+        .and_then(|freed| u64::try_from(freed).ok())
+    {
+        let _ = write!(text, ", {} freed", bytes(freed));
+    }
+    match outcome.container_survived {
+        Some(true) => text.push_str("; container lives on"),
+        Some(false) => text.push_str("; container ended"),
+        None => {}
+    }
+    text
+}
+
+fn probes(status: &ProbeStatus) -> String {
+    let missing: Vec<_> = status
+        .signals
+        .iter()
+        .filter(|signal| signal.hook.is_none())
+        .map(|signal| signal.signal.as_str())
+        .collect();
+    let mut text = if status.attached {
+        "attached"
+    } else {
+        "NOT ATTACHED"
+    }
+    .to_owned();
+    let served = status.signals.len() - missing.len();
+    let _ = write!(text, ": {served} of {} signals", status.signals.len());
+    if !missing.is_empty() {
+        let _ = write!(text, ", none for {}", missing.join(", "));
+    }
+    if let Some(ms) = status.ready_ms {
+        let _ = write!(text, " · ready in {ms:.0} ms");
+    }
+    let kernel = &status.kernel;
+    if let Some(release) = &kernel.release {
+        let _ = write!(text, " · kernel {release}");
+    }
+    if let Some(cgroup) = &kernel.cgroup {
+        let _ = write!(text, " · cgroup {cgroup}");
+    }
+    text
+}
+
+fn alive(beat: &Heartbeat) -> String {
+    let lost: u64 = beat
+        .lost
+        .values()
+        .fold(0, |sum, count| sum.saturating_add(*count));
+    let kills = match beat.kernel_oom_kills {
+        Some(kernel) => format!("{} of {kernel} OOM kills seen", beat.seen_oom_kills),
+        None => format!("{} OOM kills seen", beat.seen_oom_kills),
+    };
+    format!(
+        "alive for {} s · {kills} · {lost} records lost",
+        beat.uptime_s
+    )
+}
+
+fn lost(loss: &Loss) -> String {
+    let ring = loss
+        .ring
+        .as_deref()
+        .map(|ring| format!(" in {ring}"))
+        .unwrap_or_default();
+    format!(
+        "LOSS  {} records lost{ring}: {} ({} so far)",
+        loss.count, loss.reason, loss.total
+    )
+}
+
+fn missed(gap: &Gap) -> String {
+    let since = gap
+        .since
+        .map(|since| format!(" since {since}"))
+        .unwrap_or_default();
+    format!(
+        "GAP   {} missing: {} rose by {}, {} seen{since}",
+        gap.missing, gap.counter, gap.expected, gap.seen
+    )
+}
