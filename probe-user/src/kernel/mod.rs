@@ -8,3 +8,6 @@
 
 pub mod btf;
 pub mod layout;
+
+#[cfg(test)]
+mod golden;
