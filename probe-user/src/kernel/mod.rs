@@ -7,6 +7,7 @@
 //! and only then loads. [`kallsyms`] looks up addresses and names the frames of kernel stacks.
 
 pub mod btf;
+pub mod kallsyms;
 pub mod layout;
 
 #[cfg(test)]
