@@ -491,8 +491,15 @@ impl<'a> Type<'a> {
         self.btf.string(self.word(0))
     }
 
+    /// Another type of the same kernel.
+    #[cfg(test)]
+    pub(super) fn by_id(self, id: u32) -> Self {
+        self.btf.get(id).unwrap()
+    }
+
     /// The record as written: `struct btf_type` and what follows it.
-    pub const fn record(self) -> &'a [u8] {
+    #[cfg(test)]
+    pub(super) const fn record(self) -> &'a [u8] {
         self.record
     }
 

@@ -237,36 +237,6 @@ pub fn resolve(btf: &Btf) -> LayoutReport {
     }
 }
 
-/// Names the table refers to: the types a subset of BTF must keep to resolve the same layout.
-pub fn referenced_types() -> Vec<String> {
-    let mut names: Vec<String> = TABLE
-        .iter()
-        .flat_map(|row| row.candidates)
-        .filter_map(|(source, _)| match *source {
-            Offset(ty, ..) | Element(ty, ..) | Stride(ty, _) | InElement(ty, ..) | Size(ty) => {
-                Some(ty.to_owned())
-            }
-            Argument(tracepoint, ..) => Some(typedef_of(tracepoint)),
-            Enumerator(_) => None,
-        })
-        .collect();
-    names.sort_unstable();
-    names.dedup();
-    names
-}
-
-/// Enumerators the table refers to.
-pub fn referenced_enumerators() -> Vec<&'static str> {
-    TABLE
-        .iter()
-        .flat_map(|row| row.candidates)
-        .filter_map(|(source, _)| match *source {
-            Enumerator(name) | Element(_, _, name, _) => Some(name),
-            _ => None,
-        })
-        .collect()
-}
-
 impl Row {
     fn resolve(&self, btf: &Btf) -> FieldReport {
         let mut report = FieldReport {
@@ -436,6 +406,37 @@ impl Shape {
 /// Name of the typedef that carries the arguments of a tracepoint.
 fn typedef_of(tracepoint: &str) -> String {
     format!("btf_trace_{tracepoint}")
+}
+
+/// What the table refers to, which a subset of BTF must keep to resolve the same layout.
+#[cfg(test)]
+pub(super) struct References {
+    /// Structs, unions and typedefs.
+    pub(super) types: Vec<String>,
+    /// Enumerators.
+    pub(super) enumerators: Vec<&'static str>,
+}
+
+#[cfg(test)]
+pub(super) fn references() -> References {
+    let mut references = References {
+        types: Vec::new(),
+        enumerators: Vec::new(),
+    };
+    for (source, _) in TABLE.iter().flat_map(|row| row.candidates) {
+        match *source {
+            Offset(ty, ..) | Stride(ty, _) | InElement(ty, ..) | Size(ty) => {
+                references.types.push(ty.into());
+            }
+            Element(ty, _, index, _) => {
+                references.types.push(ty.into());
+                references.enumerators.push(index);
+            }
+            Enumerator(name) => references.enumerators.push(name),
+            Argument(tracepoint, ..) => references.types.push(typedef_of(tracepoint)),
+        }
+    }
+    references
 }
 
 #[cfg(test)]

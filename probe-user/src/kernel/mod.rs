@@ -6,6 +6,14 @@
 //! serve each signal; [`loader`] takes the best the kernel accepts.
 
 pub mod btf;
+<<<<<<< HEAD
 pub mod ladder;
 pub mod layout;
 pub mod loader;
+=======
+pub mod kallsyms;
+pub mod layout;
+
+#[cfg(test)]
+mod golden;
+>>>>>>> h/kernel
