@@ -3,17 +3,14 @@
 //! `facts` reads what the machine allows and decides nothing. [`layout`] resolves, from the
 //! kernel's own types ([`btf`]), every offset and enumerator the programs need; absence is a
 //! value with a reason, never a guess from a version number. [`ladder`] says which hooks can
-//! serve each signal; [`loader`] takes the best the kernel accepts.
+//! serve each signal; [`loader`] takes the best the kernel accepts. [`kallsyms`] names the frames
+//! of kernel stacks.
 
 pub mod btf;
-<<<<<<< HEAD
+pub mod kallsyms;
 pub mod ladder;
 pub mod layout;
 pub mod loader;
-=======
-pub mod kallsyms;
-pub mod layout;
 
 #[cfg(test)]
 mod golden;
->>>>>>> h/kernel
