@@ -106,6 +106,9 @@ pub fn node(proc: &Path, resource: &str, buf: &mut Vec<u8>) -> Result<Reading, E
 }
 
 /// Pressure of the v2 cgroup at `dir` on `resource` (`memory`, `io`, `cpu`).
+///
+/// Where PSI is off for the whole node, 6.1 and later leave the file out: [`Reading::Unsupported`]
+/// here, and [`node`] tells which it is.
 pub fn cgroup(dir: &Path, resource: &str, buf: &mut Vec<u8>) -> Result<Reading, Error> {
     let reading = read(dir.join(format!("{resource}.pressure")), buf)?;
     if reading != Reading::Unsupported {

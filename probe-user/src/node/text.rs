@@ -110,11 +110,6 @@ impl TextFile {
         Self { path, file }
     }
 
-    /// The path it was opened by.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Replaces the content of `buf` with the whole file.
     pub fn read(&self, buf: &mut Vec<u8>) -> Result<(), Error> {
         self.read_up_to(usize::MAX, buf)

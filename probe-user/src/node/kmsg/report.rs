@@ -132,6 +132,10 @@ impl OomReport {
         !self.victims.is_empty() || !self.already_exiting.is_empty() || self.no_killable
     }
 
+    fn has_victim(&self, tid: u32) -> bool {
+        self.victims.iter().any(|victim| victim.tid == tid)
+    }
+
     fn decide(&mut self, decision: Decision<'_>) {
         self.constraint = Some(decision.constraint);
         self.limit_cgroup = decision.limit_cgroup.map(<[u8]>::to_vec);
@@ -148,7 +152,7 @@ impl OomReport {
             self.message = Some(message.to_vec());
         }
         // A group kill names its first victim again if that is still alive.
-        if self.victims.iter().any(|victim| victim.tid == killed.tid) {
+        if self.has_victim(killed.tid) {
             return;
         }
         self.settle_name(killed.tid, killed.comm);
@@ -250,7 +254,7 @@ impl Assembler {
     }
 
     /// The report in progress, if what it tells is complete and it has had time for its last
-    /// lines. `now_us` is on the kernel log's clock.
+    /// lines. `now_us` is on the kernel log's clock, to which `CLOCK_MONOTONIC` is near enough.
     pub fn expire(&mut self, now_us: u64) -> Option<OomReport> {
         let report = self.current.as_ref()?;
         if report.is_decided() && now_us.saturating_sub(self.last_us) > LINGER_US {
@@ -274,14 +278,16 @@ impl Assembler {
                 self.sysrq = true;
                 return;
             }
-            // Other parts of the kernel dump stacks too, and a victim may be an older report's.
-            Line::StackOf { .. } if decided => return,
-            Line::StackOf { .. } | Line::Reaped { .. } | Line::NotReaped { .. } => {
-                match &mut self.current {
-                    Some(report) => report,
-                    None => return,
-                }
-            }
+            // Other parts of the kernel dump stacks too.
+            Line::StackOf { .. } => match &mut self.current {
+                Some(report) if !decided => report,
+                _ => return,
+            },
+            // A victim may be that of a report already handed out.
+            Line::Reaped { tid, .. } | Line::NotReaped { tid } => match &mut self.current {
+                Some(report) if report.has_victim(tid) => report,
+                _ => return,
+            },
             Line::Invoked { .. } => self.begin(header, done),
             Line::Killed(killed) => match &self.current {
                 Some(report) if decided && !joins_group(report, killed.message) => {
