@@ -1,23 +1,21 @@
 //! The points by which the OOM killer compares processes (`oom_badness()`, mm/oom_kill.c, 5.9 and
 //! later).
 
-use probe_common::wire::{Candidate, has};
+use probe_common::wire::{Task, has};
 
 /// `oom_score_adj` that exempts a process (`OOM_SCORE_ADJ_MIN`).
 const EXEMPT: i32 = -1000;
 
-/// Points of `candidate`, in pages, in a domain of `total_pages` (`oc->totalpages`: the limit of
+/// Points of `task`, in pages, in a domain of `total_pages` (`oc->totalpages`: the limit of
 /// the memcg with its swap, or RAM and swap of the node); the highest is killed. They may be
 /// negative.
 ///
 /// `None` if the kernel never chooses it: a kernel thread, init, a process without memory, or one
 /// that `oom_score_adj` exempts; also if the record lacks the numbers. Processes the OOM reaper is
 /// done with, and those in `vfork`, are exempt too, but a record does not tell.
-pub fn points(candidate: &Candidate, total_pages: u64, page_size: u64) -> Option<i64> {
-    let task = &candidate.task;
+pub fn points(task: &Task, total_pages: u64, page_size: u64) -> Option<i64> {
     let known = has::TASK | has::SIGNAL | has::MM;
     if task.has & known != known
-        || candidate.no_mm != 0
         || task.pid == 1
         || task.oom_score_adj == EXEMPT
     {
@@ -44,22 +42,22 @@ mod tests {
     use super::*;
     use bytemuck::Zeroable as _;
 
-    fn candidate(pid: u32, rss_pages: i64, oom_score_adj: i32) -> Candidate {
-        let mut candidate = Candidate::zeroed();
-        candidate.task.has = has::TASK | has::SIGNAL | has::MM;
-        candidate.task.pid = pid;
-        candidate.task.rss_anon_pages = rss_pages;
-        candidate.task.oom_score_adj = oom_score_adj;
+    fn candidate(pid: u32, rss_pages: i64, oom_score_adj: i32) -> Task {
+        let mut candidate = Task::zeroed();
+        candidate.has = has::TASK | has::SIGNAL | has::MM;
+        candidate.pid = pid;
+        candidate.rss_anon_pages = rss_pages;
+        candidate.oom_score_adj = oom_score_adj;
         candidate
     }
 
     #[test]
     fn adds_memory_swap_and_page_tables() {
         let mut hog = candidate(7, 5088, 0);
-        hog.task.rss_file_pages = 215;
-        hog.task.rss_shmem_pages = 3;
-        hog.task.swap_pages = 10;
-        hog.task.pgtables_bytes = 81920;
+        hog.rss_file_pages = 215;
+        hog.rss_shmem_pages = 3;
+        hog.swap_pages = 10;
+        hog.pgtables_bytes = 81920;
         let points = points(&hog, 5120, 4096);
         assert_eq!(points, Some(5088 + 215 + 3 + 10 + 20));
     }
@@ -78,11 +76,8 @@ mod tests {
     fn some_are_never_chosen() {
         assert_eq!(points(&candidate(7, 100, -1000), 5120, 4096), None);
         assert_eq!(points(&candidate(1, 100, 0), 5120, 4096), None);
-        let mut thread = candidate(7, 0, 0);
-        thread.no_mm = 1;
-        assert_eq!(points(&thread, 5120, 4096), None);
         let mut unread = candidate(7, 100, 0);
-        unread.task.has &= !has::MM;
+        unread.has &= !has::MM;
         assert_eq!(points(&unread, 5120, 4096), None);
     }
 }
