@@ -1,4 +1,7 @@
 //! The daemon side of oomprobe.
 //!
-//! Data flows one way: [`kernel`] loads the BPF programs, ring records are decoded, given an
-//! identity, joined into incidents, explained by a verdict and written by a sink.
+//! Data flows one way: `kernel` loads the BPF programs, ring records are decoded, given an
+//! [`identity`], joined into incidents, explained by a verdict and written by a sink.
+
+pub mod cli;
+pub mod identity;
