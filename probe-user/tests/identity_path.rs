@@ -1,4 +1,5 @@
 //! The path grammar against paths seen in the field, and against anything at all.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::sync::LazyLock;
 
@@ -91,6 +92,7 @@ fn parse_back(uid: &str, id: &str) -> Vec<u8> {
 }
 
 /// Rules of the facts that no collected path exercises.
+#[expect(clippy::too_many_lines, reason = "a table")]
 #[test]
 fn rules_beyond_the_collected_paths() {
     let a = "a".repeat(64);

@@ -301,7 +301,8 @@ fn nomad(name: &[u8], context: Context<'_>) -> Option<Part> {
         context.up(1),
         Some(b"share" | b"reserve" | b"share.slice" | b"reserve.slice")
     );
-    if !is_root(context.up(1)) && !(partition && is_root(context.up(2))) {
+    let in_nomad = is_root(context.up(1)) || partition && is_root(context.up(2));
+    if !in_nomad {
         return None;
     }
     let (alloc, rest) = name.split_at_checked(36)?;

@@ -205,7 +205,7 @@ impl Entry<'_> {
     /// Higher shows more of the hierarchy: a root of `/../..` lies above the reader's cgroup
     /// namespace, `/` is that namespace's root, and anything else is a part of it.
     fn rank(&self) -> (usize, bool) {
-        let height = self.is_upper().then(|| self.root.len());
+        let height = self.is_upper().then_some(self.root.len());
         let usual = self.mount_point.starts_with(b"/sys/fs/cgroup");
         (height.unwrap_or(0), usual)
     }

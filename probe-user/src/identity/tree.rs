@@ -164,14 +164,14 @@ impl Root {
         Ok(path
             .strip_prefix(&self.spelled)
             .ok()
-            .map(|below| self.from_root(below)))
+            .map(|below| self.rooted(below)))
     }
 
     /// Breadth first, for containers are seldom deep. Directories that are gone or forbidden are
     /// passed over.
     fn search(&self, id: u64) -> Option<Rc<[u8]>> {
         if self.dir.metadata().is_ok_and(|root| root.ino() == id) {
-            return Some(self.from_root(Path::new("")));
+            return Some(self.rooted(Path::new("")));
         }
         let mut queue = VecDeque::from([PathBuf::new()]);
         let mut visited = 0;
@@ -185,7 +185,7 @@ impl Root {
                 }
                 let path = dir.join(entry.file_name());
                 if entry.ino() == id {
-                    return Some(self.from_root(&path));
+                    return Some(self.rooted(&path));
                 }
                 visited += 1;
                 if visited == WALK_LIMIT {
@@ -197,7 +197,7 @@ impl Root {
         None
     }
 
-    fn from_root(&self, below: &Path) -> Rc<[u8]> {
+    fn rooted(&self, below: &Path) -> Rc<[u8]> {
         let below = below.as_os_str().as_bytes();
         if below.is_empty() && self.mount.root.is_empty() {
             return b"/".as_slice().into();
