@@ -310,7 +310,7 @@ fn path() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_bytes_give_a_claim(bytes in proptest::collection::vec(any::<u8>(), 0..4200), cut: bool) {
