@@ -261,10 +261,10 @@ impl Sandbox {
 
 fn varint(mut value: u64, out: &mut Vec<u8>) {
     while value > 0x7f {
-        out.push((value & 0x7f) as u8 | 0x80);
+        out.push(0x80 | u8::try_from(value & 0x7f).unwrap());
         value >>= 7;
     }
-    out.push(value as u8);
+    out.push(u8::try_from(value).unwrap());
 }
 
 fn number(tag: u8, value: u64) -> Vec<u8> {
