@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod event;
+pub mod identity;
 pub mod incident;
 pub mod kernel;
 pub mod node;
