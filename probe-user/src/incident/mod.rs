@@ -1,3 +1,7 @@
-//! From records to incidents: one per invocation of the OOM killer.
+//! From records to explained kills: join, gather evidence, find the limit, fill in the event.
 
 pub mod assemble;
+pub mod evidence;
+pub mod explain;
+pub mod limit;
+pub mod who;

@@ -1,0 +1,260 @@
+//! What has to be read at once when a kill begins, before it fades: the limit's memory, the
+//! node's, the victims' command lines, the other candidates, the kernel log.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+use probe_common::wire;
+
+use super::{
+    assemble::Incident,
+    limit::{self, FoundBy},
+};
+use crate::{
+    event::text,
+    identity::hierarchy::Hierarchies,
+    node::{
+        clock,
+        kmsg::{self, KmsgReader, OomReport},
+        memcg::{MemcgFiles, MemcgReading, Version},
+        meminfo::{Meminfo, MeminfoFile},
+        process::ProcessDir,
+        psi::{self, Pressure, Reading},
+    },
+    ring::decode::{Body, Record},
+};
+use probe_common::wire::{LimitLevel, section};
+
+/// Processes whose command line is read for one incident.
+const MAX_CMDLINES: usize = 16;
+
+/// Memory cgroups whose files are kept open: the last that were seen at their limit.
+const MAX_OPEN_MEMCGS: usize = 64;
+
+/// The limit owner and the levels around it.
+#[derive(Clone, Debug)]
+pub struct LimitOwner {
+    /// Index into `levels`.
+    pub index: usize,
+    /// How it was found.
+    pub found_by: FoundBy,
+    /// Levels from the charged memcg up.
+    pub levels: Vec<(LimitLevel, Vec<u8>)>,
+}
+
+impl LimitOwner {
+    /// Path of the owner.
+    pub fn path(&self) -> &[u8] {
+        self.levels.get(self.index).map(|(_, path)| path.as_slice()).unwrap_or_default()
+    }
+
+    /// Counters of the owner.
+    pub fn level(&self) -> Option<&LimitLevel> {
+        self.levels.get(self.index).map(|(level, _)| level)
+    }
+}
+
+/// Everything read for one incident. `None` is what could not be read.
+#[derive(Clone, Debug, Default)]
+pub struct Evidence {
+    /// Whose limit it was; `None` for the node, or if no hook and no counter tells.
+    pub limit: Option<LimitOwner>,
+    /// The owner's usage and parts, and how long after the decision they were read, ns.
+    pub memory: Option<(MemcgReading, u64)>,
+    /// The node's memory, and how long after the decision it was read, ns.
+    pub node: Option<(Meminfo, u64)>,
+    /// Pressure on cpu, memory, io.
+    pub pressure: [Option<Pressure>; 3],
+    /// Arguments by process id.
+    pub cmdlines: BTreeMap<u32, Vec<String>>,
+    /// Name of the parent by process id.
+    pub parents: BTreeMap<u32, Vec<u8>>,
+    /// Every process with memory, and the path of its memory cgroup.
+    pub candidates: Vec<(wire::Task, Option<Vec<u8>>)>,
+    /// The kernel log's report, where no hook gives the decision.
+    pub log: Option<OomReport>,
+}
+
+/// Reads evidence. Holds open what can be.
+pub struct Collector {
+    proc: PathBuf,
+    hierarchies: Option<Hierarchies>,
+    meminfo: Option<MeminfoFile>,
+    memcgs: Vec<(Vec<u8>, MemcgFiles)>,
+    kmsg: Option<KmsgReader>,
+    buf: Vec<u8>,
+}
+
+impl Collector {
+    /// `proc` is the host's procfs; `kmsg` is needed only where no hook gives the decision.
+    pub fn new(proc: &Path, hierarchies: Option<Hierarchies>, kmsg: Option<KmsgReader>) -> Self {
+        Self {
+            proc: proc.to_owned(),
+            hierarchies,
+            meminfo: MeminfoFile::open(proc).ok(),
+            memcgs: Vec::new(),
+            kmsg,
+            buf: Vec::new(),
+        }
+    }
+
+    /// Reads what fades first, as soon as an incident is open.
+    pub fn open(&mut self, incident: &Incident) -> Evidence {
+        let mut evidence = Evidence::default();
+        let Some(context) = incident.context() else { return evidence };
+        evidence.limit = owner(context, None);
+        if let Some(owner) = &evidence.limit {
+            let path = owner.path().to_owned();
+            evidence.memory = self
+                .memory(&path)
+                .map(|reading| (reading, clock::boot_ns().saturating_sub(incident.boot_ns)));
+        }
+        if let Some(victim) = victim_of(context) {
+            self.process(victim, &mut evidence);
+        }
+        if let Some(meminfo) = self.meminfo.as_mut().and_then(|file| file.read().ok()) {
+            let delay_ns = clock::boot_ns().saturating_sub(incident.boot_ns);
+            evidence.node = Some((meminfo, delay_ns));
+        }
+        for (slot, resource) in evidence.pressure.iter_mut().zip(["cpu", "memory", "io"]) {
+            if let Ok(Reading::Values(pressure)) = psi::node(&self.proc, resource, &mut self.buf) {
+                *slot = Some(pressure);
+            }
+        }
+        evidence
+    }
+
+    /// Adds what is known once all victims are.
+    pub fn close(&mut self, incident: &Incident, evidence: &mut Evidence) {
+        for victim in incident.victims.iter().take(MAX_CMDLINES) {
+            if !evidence.cmdlines.contains_key(&victim.task.pid) {
+                self.process(&victim.task, evidence);
+            }
+        }
+        if incident.decision.is_none() {
+            evidence.log = self.log(incident);
+            if let Some(context) = incident.context() {
+                evidence.limit = owner(context, evidence.log.as_ref());
+            }
+        }
+    }
+
+    /// Usage and parts of the memory cgroup at `path`, through files kept open.
+    pub fn memory(&mut self, path: &[u8]) -> Option<MemcgReading> {
+        let files = match self.memcgs.iter().position(|(known, _)| known == path) {
+            Some(index) => {
+                let entry = self.memcgs.remove(index);
+                self.memcgs.push(entry);
+                &mut self.memcgs.last_mut()?.1
+            }
+            None => self.open_memcg(path)?,
+        };
+        match files.read() {
+            Ok(reading) => Some(reading),
+            Err(error) if error.is_gone() => {
+                // A cgroup of the same name may have taken its place.
+                self.memcgs.pop();
+                self.open_memcg(path)?.read().ok()
+            }
+            Err(_) => None,
+        }
+    }
+
+    fn open_memcg(&mut self, path: &[u8]) -> Option<&mut MemcgFiles> {
+        let dir = self.directory(path)?;
+        let files = MemcgFiles::open(&dir, Version::of(&dir)?).ok()?;
+        if self.memcgs.len() >= MAX_OPEN_MEMCGS {
+            self.memcgs.remove(0);
+        }
+        self.memcgs.push((path.to_owned(), files));
+        self.memcgs.last_mut().map(|(_, files)| files)
+    }
+
+    /// Where the memory cgroup at `path` is in this process's view.
+    pub fn directory(&self, path: &[u8]) -> Option<PathBuf> {
+        let mount = &self.hierarchies.as_ref()?.memory;
+        let below = path.strip_prefix(mount.root.as_slice())?;
+        let below = below.strip_prefix(b"/").unwrap_or(below);
+        Some(mount.path.join(OsStr::from_bytes(below)))
+    }
+
+    fn process(&mut self, task: &wire::Task, evidence: &mut Evidence) {
+        let Ok(dir) = ProcessDir::open_started_at(
+            &self.proc,
+            task.pid,
+            task.start_boot_ns,
+            &mut self.buf,
+        ) else {
+            return;
+        };
+        if let Ok(cmdline) = dir.cmdline(&mut self.buf) {
+            if !cmdline.args.is_empty() {
+                let args = cmdline.args.iter().map(|arg| text(arg)).collect();
+                evidence.cmdlines.insert(task.pid, args);
+            }
+        }
+        if let Ok(parent) = ProcessDir::open(&self.proc, task.ppid) {
+            if let Ok(comm) = parent.comm(&mut self.buf) {
+                evidence.parents.insert(task.pid, comm);
+            }
+        }
+    }
+
+    /// What the kernel log says of this incident.
+    fn log(&mut self, incident: &Incident) -> Option<OomReport> {
+        let reader = self.kmsg.as_mut()?;
+        let mut reports = kmsg::Assembler::default();
+        let mut found = None;
+        let is_this = |report: &OomReport| {
+            let tids: Vec<u32> = incident
+                .victims
+                .iter()
+                .flat_map(|victim| [victim.task.tid, victim.task.pid])
+                .collect();
+            report.chosen.as_ref().is_some_and(|chosen| tids.contains(&chosen.tid))
+                || report.victims.iter().any(|victim| tids.contains(&victim.tid))
+        };
+        // An error other than "nothing more" is transient (`EPIPE` is counted by the reader).
+        while let Ok(Some(record)) = reader.next_record() {
+            if let Some(report) = reports.push(record).filter(is_this) {
+                found = Some(report);
+            }
+        }
+        reports.finish().filter(is_this).or(found)
+    }
+}
+
+/// The victim that opened an incident.
+fn victim_of(context: &Record) -> Option<&wire::Task> {
+    match &context.body {
+        Body::OomDecision(decision) => Some(&decision.victim),
+        Body::MarkVictim(mark) => Some(&mark.victim),
+        _ => None,
+    }
+}
+
+/// The limit owner: named by the decision, else inferred from the trigger's ancestors.
+fn owner(context: &Record, log: Option<&OomReport>) -> Option<LimitOwner> {
+    let levels = context.limit_levels();
+    let named = matches!(context.body, Body::OomDecision(_));
+    let tag = if named { section::LIMIT_PATH } else { section::TRIGGER_PATH };
+    let names = context.names(tag)?;
+    let paths: Vec<Vec<u8>> = (0..levels.len()).map(|up| names.path(up)).collect();
+    let (index, found_by) = if named {
+        if levels.is_empty() {
+            return None;
+        }
+        (0, FoundBy::OomControl)
+    } else {
+        let victim = context.names(section::VICTIM_PATH)?.path(0);
+        let logged = log
+            .filter(|log| log.constraint.is_some())
+            .map(|log| log.limit_cgroup.as_deref());
+        limit::infer(&levels, &paths, &victim, logged)?
+    };
+    Some(LimitOwner { index, found_by, levels: levels.into_iter().zip(paths).collect() })
+}
