@@ -31,13 +31,15 @@ pub(super) fn why(kill: &OomKill) -> Vec<String> {
                 bytes(own),
                 class(other_adj)
             ));
-        } else if others().count() > 0 {
+        } else if others().any(|other| size(other).is_some_and(|size| size <= own))
+            && others().filter_map(size).all(|size| size <= own)
+        {
             evidence.push(format!(
-                "chosen as the biggest of the processes in this limit: {}, oom_score_adj {}",
+                "chosen as the biggest process in this limit: {}, oom_score_adj {}",
                 bytes(own),
                 class(adj)
             ));
-        } else if !kill.candidates.is_empty() {
+        } else if !kill.candidates.is_empty() && others().count() == 0 {
             evidence.push("chosen as the only process in this limit".to_owned());
         }
     }

@@ -252,7 +252,7 @@ fn anonymous(
         );
     }
     let reason = format!(
-        "{} of it is anonymous memory",
+        "{} of it is anonymous memory (heap, stacks)",
         percent(parts.anon, parts.total)
     );
     (Cause::WorkingSetOverLimit, confidence, Some(reason))
@@ -263,7 +263,10 @@ fn bigger_neighbour<'a>(kill: &'a OomKill, victim: &Victim) -> Option<&'a Candid
     let own = victim.process.rss?.total_bytes();
     kill.candidates
         .iter()
-        .filter(|other| other.cgroup.is_some() && other.cgroup != victim.cgroup)
+        .filter(|other| {
+            let (other, own) = (other.cgroup.as_ref(), victim.cgroup.as_ref());
+            other.zip(own).is_some_and(|(other, own)| !other.is(own))
+        })
         .filter(|other| killed(kill).all(|victim| victim.process.pid != other.process.pid))
         .filter_map(|other| Some((other, other.process.rss?.total_bytes())))
         .max_by_key(|&(_, size)| size)

@@ -141,7 +141,7 @@ fn below_limit(kill: &OomKill) -> impl Iterator<Item = &LimitLevel> {
         limit
             .levels
             .iter()
-            .take_while(move |level| level.cgroup != *owner)
+            .take_while(move |level| !level.cgroup.is(owner))
     })
 }
 
@@ -150,13 +150,17 @@ fn limit_evidence(kill: &OomKill) -> Vec<String> {
     if let Some(limit) = &kill.limit {
         let level = &limit.level;
         if let (Some(usage), Some(max)) = (level.usage_bytes, level.limit_bytes) {
-            let path = level.cgroup.path.as_deref().unwrap_or("limit owner");
+            let whose = match kill.scope {
+                Scope::Container => "the container's limit",
+                Scope::Pod => "the pod's limit",
+                _ => level.cgroup.path.as_deref().unwrap_or("the limit"),
+            };
             let hits = match level.max_events {
-                Some(hits) if hits > 1 => format!(", limit hit {hits} times so far"),
+                Some(hits) if hits > 1 => format!(", hit {hits} times so far"),
                 _ => String::new(),
             };
             evidence.push(format!(
-                "{path}: {} used of {}{hits}",
+                "{whose}: {} used of {}{hits}",
                 bytes(usage),
                 bytes(max)
             ));

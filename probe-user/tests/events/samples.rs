@@ -10,12 +10,12 @@ use oomprobe::event::{
 };
 use oomprobe::verdict;
 
-pub const MIB: u64 = 1 << 20;
-pub const GIB: u64 = 1 << 30;
+pub(crate) const MIB: u64 = 1 << 20;
+pub(crate) const GIB: u64 = 1 << 30;
 const NOW: u64 = 1_763_690_534_123_456_789;
 const UID: &str = "6a4ce4a0-ba47-11ea-b2a7-0cc47ac5979e";
 
-pub fn event(severity: Severity, body: Body) -> Event {
+pub(crate) fn event(severity: Severity, body: Body) -> Event {
     let subject = match &body {
         Body::OomKill(kill) => kill.victims.first().cloned(),
         _ => None,
@@ -38,7 +38,7 @@ pub fn event(severity: Severity, body: Body) -> Event {
 }
 
 /// The event of a kill, with its verdict.
-pub fn explained(mut kill: OomKill) -> Event {
+pub(crate) fn explained(mut kill: OomKill) -> Event {
     kill.verdict = verdict::oom_kill(&kill);
     let severity = if kill.scope == Scope::Node {
         Severity::Fatal
@@ -48,7 +48,7 @@ pub fn explained(mut kill: OomKill) -> Event {
     event(severity, Body::OomKill(Box::new(kill)))
 }
 
-pub fn process(comm: &str, pid: u32, anon: u64, adj: i32) -> Process {
+pub(crate) fn process(comm: &str, pid: u32, anon: u64, adj: i32) -> Process {
     Process {
         pid: Some(pid),
         tid: Some(pid),
@@ -72,7 +72,7 @@ pub fn process(comm: &str, pid: u32, anon: u64, adj: i32) -> Process {
     }
 }
 
-pub fn k8s(container: Option<&str>, qos: Qos) -> K8s {
+pub(crate) fn k8s(container: Option<&str>, qos: Qos) -> K8s {
     K8s {
         pod: Pod {
             name: Some("cart-7d9f8b6c5-x2x8q".into()),
@@ -95,7 +95,7 @@ pub fn k8s(container: Option<&str>, qos: Qos) -> K8s {
     }
 }
 
-pub fn container(id: char) -> Container {
+pub(crate) fn container(id: char) -> Container {
     Container {
         id: Some(id.to_string().repeat(64)),
         runtime: Some("containerd".into()),
@@ -104,12 +104,12 @@ pub fn container(id: char) -> Container {
     }
 }
 
-pub fn pod_path() -> String {
+pub(crate) fn pod_path() -> String {
     let uid = UID.replace('-', "_");
     format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{uid}.slice")
 }
 
-pub fn container_path(id: char) -> String {
+pub(crate) fn container_path(id: char) -> String {
     format!(
         "{}/cri-containerd-{}.scope",
         pod_path(),
@@ -117,14 +117,14 @@ pub fn container_path(id: char) -> String {
     )
 }
 
-pub fn cgroup(id: u64, path: &str) -> Cgroup {
+pub(crate) fn cgroup(id: u64, path: &str) -> Cgroup {
     Cgroup {
         id: Some(id),
         path: Some(path.into()),
     }
 }
 
-pub fn level(id: u64, path: &str, usage: u64, limit: Option<u64>) -> LimitLevel {
+pub(crate) fn level(id: u64, path: &str, usage: u64, limit: Option<u64>) -> LimitLevel {
     LimitLevel {
         cgroup: cgroup(id, path),
         usage_bytes: Some(usage),
@@ -137,7 +137,7 @@ pub fn level(id: u64, path: &str, usage: u64, limit: Option<u64>) -> LimitLevel 
 }
 
 /// A split as the kernel program would read it, with all parts known.
-pub fn memory(total: u64, anon: u64, file: u64, shmem: u64, slab: u64, sock: u64) -> Memory {
+pub(crate) fn memory(total: u64, anon: u64, file: u64, shmem: u64, slab: u64, sock: u64) -> Memory {
     let explained = anon + file + shmem + slab + sock;
     Memory {
         anon_bytes: Some(anon),
@@ -159,7 +159,7 @@ pub fn memory(total: u64, anon: u64, file: u64, shmem: u64, slab: u64, sock: u64
     }
 }
 
-pub fn node() -> Node {
+pub(crate) fn node() -> Node {
     Node {
         mem_total_bytes: Some(16 * GIB),
         mem_free_bytes: Some(9 * GIB),
@@ -174,7 +174,7 @@ pub fn node() -> Node {
     }
 }
 
-pub fn victim(process: Process, owner: &str, id: char, init: bool) -> Victim {
+pub(crate) fn victim(process: Process, owner: &str, id: char, init: bool) -> Victim {
     Victim {
         process,
         cgroup: Some(cgroup(u64::from(id), &container_path(id))),
@@ -188,7 +188,7 @@ pub fn victim(process: Process, owner: &str, id: char, init: bool) -> Victim {
     }
 }
 
-pub fn candidate(process: Process, owner: &str, id: char) -> Candidate {
+pub(crate) fn candidate(process: Process, owner: &str, id: char) -> Candidate {
     Candidate {
         process,
         cgroup: Some(cgroup(u64::from(id), &container_path(id))),
@@ -199,7 +199,7 @@ pub fn candidate(process: Process, owner: &str, id: char) -> Candidate {
 }
 
 /// java, the first process of `app`, filled the container's 512 MiB with anonymous memory.
-pub fn container_kill() -> OomKill {
+pub(crate) fn container_kill() -> OomKill {
     let java = process("java", 4711, 490 * MIB, 985);
     let own = level(
         u64::from('a'),
@@ -244,7 +244,7 @@ pub fn container_kill() -> OomKill {
 }
 
 /// The limit is the pod's, above `app` and `sidecar`.
-pub fn pod_kill() -> OomKill {
+pub(crate) fn pod_kill() -> OomKill {
     let mut kill = container_kill();
     let pod = level(90, &pod_path(), GIB, Some(GIB));
     kill.scope = Scope::Pod;
@@ -263,7 +263,7 @@ pub fn pod_kill() -> OomKill {
 }
 
 /// The node is full; the BestEffort pod pays although a Guaranteed one is bigger.
-pub fn node_kill() -> OomKill {
+pub(crate) fn node_kill() -> OomKill {
     let batch = process("batch", 812, 600 * MIB, 1000);
     let mut victim = victim(batch.clone(), "worker", 'b', true);
     victim.k8s = Some(K8s {
@@ -302,7 +302,7 @@ pub fn node_kill() -> OomKill {
 }
 
 /// `memory.oom.group` took the whole container.
-pub fn group_kill() -> OomKill {
+pub(crate) fn group_kill() -> OomKill {
     let mut kill = container_kill();
     for pid in 0..11 {
         let mut sibling = victim(
@@ -319,7 +319,7 @@ pub fn group_kill() -> OomKill {
 }
 
 /// Files in a memory-backed emptyDir filled the limit; a small process was killed for it.
-pub fn tmpfs_kill() -> OomKill {
+pub(crate) fn tmpfs_kill() -> OomKill {
     let mut kill = container_kill();
     let dd = process("dd", 4900, 2 * MIB, 985);
     kill.victims = vec![victim(dd.clone(), "app", 'a', false)];
@@ -333,7 +333,7 @@ pub fn tmpfs_kill() -> OomKill {
 }
 
 /// Names that try to take over the terminal and the shell.
-pub fn hostile_kill() -> OomKill {
+pub(crate) fn hostile_kill() -> OomKill {
     let name = "\x1b]0;own\x07\n\u{202e}\u{9b}2J$(reboot)`id`';";
     let mut kill = container_kill();
     let path = format!("/{}\n/{name}", "x".repeat(255));
@@ -374,7 +374,7 @@ pub fn hostile_kill() -> OomKill {
 }
 
 /// One event of every other kind.
-pub fn others() -> Vec<Event> {
+pub(crate) fn others() -> Vec<Event> {
     let outcome = OomOutcome {
         incident: "0b1c2d3e-98765432100".into(),
         victims: vec![VictimOutcome {
@@ -395,6 +395,7 @@ pub fn others() -> Vec<Event> {
     stuck.victims[0].still_alive = true;
     stuck.victims.push(outcome.victims[0].clone());
     stuck.freed_bytes = Some(-4096);
+    stuck.container_survived = None;
     let status = ProbeStatus {
         version: "0.1.0".into(),
         attached: true,
@@ -453,7 +454,7 @@ pub fn others() -> Vec<Event> {
 }
 
 /// One event of every kind, and kills of every sort.
-pub fn all() -> Vec<Event> {
+pub(crate) fn all() -> Vec<Event> {
     let kills = [
         container_kill(),
         pod_kill(),

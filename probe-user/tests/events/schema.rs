@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use oomprobe::cli::schema;
 use serde_json::Value;
 
-use crate::{assert_committed, samples};
+use crate::committed::assert_committed;
+use crate::samples;
 
 #[test]
 fn the_committed_schema_follows_the_types() {
