@@ -183,7 +183,7 @@ fn victims(page: &mut Page, kill: &OomKill) {
     } else {
         "marked"
     };
-    let first = kill.victims.first().and_then(owner_of);
+    let first = kill.chosen().and_then(owner_of);
     for (index, victim) in kill.victims.iter().take(VICTIMS).enumerate() {
         // The summary has named the first one's owner.
         let owner = owner_of(victim).filter(|owner| Some(owner) != first.as_ref());
@@ -224,7 +224,7 @@ fn how(victim: &Victim) -> String {
 
 /// The biggest that were spared.
 fn others(page: &mut Page, kill: &OomKill) {
-    let chosen = kill.victims.first().and_then(owner_of);
+    let chosen = kill.chosen().and_then(owner_of);
     let spared = kill.candidates.iter().filter(|other| {
         kill.victims
             .iter()

@@ -1,6 +1,5 @@
 //! What Kubernetes will show for a kill.
 
-use super::killed;
 use crate::event::{KubernetesReport, OomKill, Outcome, Role, Scope};
 
 /// Null where no victim belongs to a pod.
@@ -17,7 +16,7 @@ fn judge(kill: &OomKill) -> (Option<bool>, &'static str) {
     if kill.outcome != Outcome::Killed {
         return (Some(false), "no process was killed");
     }
-    let in_pods = || killed(kill).filter(|victim| victim.k8s.is_some());
+    let in_pods = || kill.killed().filter(|victim| victim.k8s.is_some());
     if in_pods().any(|victim| victim.container_init == Some(true)) {
         let why = if kill.scope == Scope::Node {
             "exit code 137, the container's first process was killed; on cgroup v1 the runtime is \

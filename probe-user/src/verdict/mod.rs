@@ -12,14 +12,18 @@ mod steps;
 
 use crate::event::label::{self, bytes, percent};
 use crate::event::{
-    AllocPath, Cause, Confidence, LimitLevel, OomKill, Outcome, Role, Scope, Verdict, Victim,
+    AllocPath, Cause, Confidence, LimitLevel, OomKill, Outcome, Scope, Verdict,
 };
 use makeup::Makeup;
 
 /// Explains an OOM kill. `kill.verdict` is not read.
 pub fn oom_kill(kill: &OomKill) -> Verdict {
     let makeup = makeup::of(kill);
-    let heap = jvm::heap_near_limit(kill);
+    // A heap setting explains a kill only by the limit that the JVM sees.
+    let own_limit = matches!(kill.scope, Scope::Container | Scope::Pod | Scope::Slice);
+    let heap = (own_limit && makeup.cause == Cause::WorkingSetOverLimit)
+        .then(|| jvm::heap_near_limit(kill))
+        .flatten();
     let mut evidence = limit_evidence(kill);
     evidence.extend(heap.clone());
     evidence.extend(makeup.evidence.iter().cloned());
@@ -35,24 +39,9 @@ pub fn oom_kill(kill: &OomKill) -> Verdict {
     }
 }
 
-/// The victim the kernel chose, or the first one known.
-fn chosen(kill: &OomKill) -> Option<&Victim> {
-    kill.victims
-        .iter()
-        .find(|victim| victim.role == Role::Chosen)
-        .or(kill.victims.first())
-}
-
-/// Victims that were really killed.
-fn killed(kill: &OomKill) -> impl Iterator<Item = &Victim> {
-    kill.victims
-        .iter()
-        .filter(|victim| victim.role != Role::AlreadyExiting)
-}
-
 fn summary(kill: &OomKill, makeup: &Makeup, heap_near_limit: bool) -> String {
-    let who = chosen(kill).map_or_else(
-        || "no process".to_owned(),
+    let who = kill.chosen().map_or_else(
+        || "an unknown process".to_owned(),
         |victim| {
             let process = label::process(&victim.process);
             let k8s = victim.k8s.as_ref();
@@ -66,7 +55,7 @@ fn summary(kill: &OomKill, makeup: &Makeup, heap_near_limit: bool) -> String {
     let limit = whose_limit(kill);
     match kill.outcome {
         Outcome::Killed => {
-            let more = match killed(kill).count() {
+            let more = match kill.killed().count() {
                 0 | 1 => String::new(),
                 count => format!(" and {} more", count - 1),
             };
@@ -260,7 +249,7 @@ fn trigger_evidence(kill: &OomKill) -> Option<String> {
         }
         AllocPath::Sysrq | AllocPath::Unknown => return None,
     };
-    let whose = match chosen(kill).and_then(|victim| victim.process.pid) {
+    let whose = match kill.chosen().and_then(|victim| victim.process.pid) {
         Some(pid) if trigger.process.pid == Some(pid) => "the victim itself".to_owned(),
         _ => label::process(&trigger.process),
     };

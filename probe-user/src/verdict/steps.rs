@@ -1,14 +1,14 @@
 //! What to run next. Names come from the node and are quoted, so that a command can be pasted
 //! whatever they hold.
 
-use super::{chosen, pod_limit_is_containers};
+use super::pod_limit_is_containers;
 use crate::event::{Cause, K8s, OomKill, Scope, is_hostile};
 
 const MOST: usize = 4;
 
 /// One to four commands, most useful first.
 pub(super) fn of(kill: &OomKill, cause: Cause, heap_near_limit: bool) -> Vec<String> {
-    let k8s = chosen(kill).and_then(|victim| victim.k8s.as_ref());
+    let k8s = kill.chosen().and_then(|victim| victim.k8s.as_ref());
     let mut steps = Vec::new();
     if kill.scope == Scope::Sysrq {
         steps.push("journalctl -k -g sysrq".to_owned());
@@ -95,7 +95,7 @@ fn pod(kill: &OomKill, k8s: &K8s, heap_near_limit: bool) -> Vec<String> {
     }
     steps.push(format!("kubectl {namespace} describe pod {name}"));
     if let Some(container) = container(k8s) {
-        let init = chosen(kill).and_then(|victim| victim.container_init);
+        let init = kill.chosen().and_then(|victim| victim.container_init);
         let previous = if init == Some(true) {
             " --previous"
         } else {
@@ -133,7 +133,7 @@ fn container(k8s: &K8s) -> Option<String> {
 fn memory_stat(kill: &OomKill) -> Option<String> {
     let path = kill.limit.as_ref()?.level.cgroup.path.as_deref()?;
     let path = match kill.scope {
-        Scope::Container if chosen(kill).is_some_and(|victim| victim.k8s.is_some()) => path
+        Scope::Container if kill.chosen().is_some_and(|victim| victim.k8s.is_some()) => path
             .rsplit_once('/')
             .map(|(parent, _)| parent)
             .filter(|p| !p.is_empty())?,

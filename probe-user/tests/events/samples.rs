@@ -6,7 +6,7 @@ use oomprobe::event::{
     AllocPath, Body, Candidate, Cgroup, Constraint, Container, Event, Gap, Gfp, Heartbeat, Host,
     K8s, K8sContainer, KernelFacts, Limit, LimitLevel, Loss, Memory, MemorySource, Named, Node,
     OomKill, OomOutcome, Outcome, Pod, ProbeStatus, Process, Qos, Refusal, ResolvedBy, Role, Rss,
-    Schema, Scope, Severity, SignalStatus, Time, Trigger, Victim, VictimOutcome,
+    Scope, SignalStatus, Time, Trigger, Victim, VictimOutcome,
 };
 use oomprobe::verdict;
 
@@ -15,37 +15,18 @@ pub(crate) const GIB: u64 = 1 << 30;
 const NOW: u64 = 1_763_690_534_123_456_789;
 const UID: &str = "6a4ce4a0-ba47-11ea-b2a7-0cc47ac5979e";
 
-pub(crate) fn event(severity: Severity, body: Body) -> Event {
-    let subject = match &body {
-        Body::OomKill(kill) => kill.victims.first().cloned(),
-        _ => None,
+pub(crate) fn event(body: Body) -> Event {
+    let host = Host {
+        name: Some("node-7".into()),
+        boot_id: Some("0b1c2d3e-4f50-6172-8394-a5b6c7d8e9f0".into()),
     };
-    Event {
-        schema: Schema::V1,
-        time: Time::from_unix_ns(NOW),
-        time_boot_ns: 98_765_432_100,
-        seq: 42,
-        host: Host {
-            name: Some("node-7".into()),
-            boot_id: Some("0b1c2d3e-4f50-6172-8394-a5b6c7d8e9f0".into()),
-        },
-        severity,
-        k8s: subject.as_ref().and_then(|victim| victim.k8s.clone()),
-        container: subject.as_ref().and_then(|victim| victim.container.clone()),
-        process: subject.map(|victim| victim.process),
-        body,
-    }
+    Event::new(Time::from_unix_ns(NOW), 98_765_432_100, 42, host, body)
 }
 
 /// The event of a kill, with its verdict.
 pub(crate) fn explained(mut kill: OomKill) -> Event {
     kill.verdict = verdict::oom_kill(&kill);
-    let severity = if kill.scope == Scope::Node {
-        Severity::Fatal
-    } else {
-        Severity::Error
-    };
-    event(severity, Body::OomKill(Box::new(kill)))
+    event(Body::OomKill(Box::new(kill)))
 }
 
 pub(crate) fn process(comm: &str, pid: u32, anon: u64, adj: i32) -> Process {
@@ -444,12 +425,12 @@ pub(crate) fn others() -> Vec<Event> {
         since: Some(Time::from_unix_ns(NOW - 60_000_000_000)),
     };
     vec![
-        event(Severity::Info, Body::ProbeStatus(status)),
-        event(Severity::Info, Body::OomOutcome(outcome)),
-        event(Severity::Warn, Body::OomOutcome(stuck)),
-        event(Severity::Info, Body::Heartbeat(heartbeat)),
-        event(Severity::Warn, Body::Loss(loss)),
-        event(Severity::Warn, Body::Gap(gap)),
+        event(Body::ProbeStatus(status)),
+        event(Body::OomOutcome(outcome)),
+        event(Body::OomOutcome(stuck)),
+        event(Body::Heartbeat(heartbeat)),
+        event(Body::Loss(loss)),
+        event(Body::Gap(gap)),
     ]
 }
 

@@ -554,6 +554,20 @@ fn a_heap_with_room_is_not_blamed() {
 }
 
 #[test]
+fn a_tight_heap_is_not_blamed_for_tmpfs_or_for_the_limit_of_others() {
+    let line = &["java", "-Xmx500m"];
+    let tmpfs = with(tmpfs_kill(), |kill| cmdline(kill, line));
+    let slice = with(container_kill(), |kill| {
+        cmdline(kill, line);
+        kill.scope = Scope::QosSlice;
+    });
+    for kill in [tmpfs, slice] {
+        let verdict = oom_kill(&kill);
+        assert!(!all_text(&verdict).contains("JVM"), "{verdict:#?}");
+    }
+}
+
+#[test]
 fn a_bigger_process_of_the_same_container_is_no_neighbour() {
     let kill = with(container_kill(), |kill| {
         kill.victims[0].process = process("child", 4712, 100 * MIB, 985);
