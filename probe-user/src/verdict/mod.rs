@@ -11,9 +11,7 @@ mod makeup;
 mod steps;
 
 use crate::event::label::{self, bytes, percent};
-use crate::event::{
-    AllocPath, Cause, Confidence, LimitLevel, OomKill, Outcome, Scope, Verdict,
-};
+use crate::event::{AllocPath, Cause, Confidence, LimitLevel, OomKill, Outcome, Scope, Verdict};
 use makeup::Makeup;
 
 /// Explains an OOM kill. `kill.verdict` is not read.
