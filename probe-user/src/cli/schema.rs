@@ -91,7 +91,7 @@ The same as JSON Schema: `oomprobe schema`, or schema/oomprobe-1.schema.json.
 
 One JSON object a line. A dotted path is an OpenTelemetry attribute (`.k8s.pod.name`); own names
 carry their unit. What is not known is `null`, never 0. Fields and kinds may be added within
-`oomprobe/1`: ignore those you do not know.
+`oomprobe/1`: ignore those you do not know. The value of `kind` is the title of a section below.
 ";
 
 fn table(page: &mut String, schema: &Value) {

@@ -5,7 +5,7 @@
 //! carry their unit. A field that is not known is `null`, never 0 and never left out; only the
 //! subject (`k8s`, `container`, `process`) is absent from kinds that have none.
 //!
-//! To add a kind: one file with its struct, one arm of [`Body`] and of [`Body::kind`]. Schema and
+//! To add a kind: one file with its struct, one arm of [`Body`], [`Body::kind`] and [`Body::severity`]. Schema and
 //! docs/events.md follow from the types.
 
 mod escape;
@@ -71,6 +71,28 @@ pub struct Event {
     pub body: Body,
 }
 
+impl Event {
+    /// An event of `body`, with the severity and the subject that follow from it.
+    pub fn new(time: Time, time_boot_ns: u64, seq: u64, host: Host, body: Body) -> Self {
+        let victim = match &body {
+            Body::OomKill(kill) => kill.chosen(),
+            _ => None,
+        };
+        Self {
+            schema: Schema::V1,
+            time,
+            time_boot_ns,
+            seq,
+            host,
+            severity: body.severity(),
+            k8s: victim.and_then(|victim| victim.k8s.clone()),
+            container: victim.and_then(|victim| victim.container.clone()),
+            process: victim.map(|victim| victim.process.clone()),
+            body,
+        }
+    }
+}
+
 /// Version of the event format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
@@ -109,6 +131,29 @@ impl Body {
             Self::Heartbeat(_) => "heartbeat",
             Self::Loss(_) => "loss",
             Self::Gap(_) => "gap",
+        }
+    }
+
+    /// How bad it is.
+    pub fn severity(&self) -> Severity {
+        match self {
+            Self::OomKill(kill) => match (kill.outcome, kill.scope) {
+                (Outcome::Killed, Scope::Node) => Severity::Fatal,
+                (Outcome::Killed | Outcome::NothingKillable, _) => Severity::Error,
+                (Outcome::AbortedVictimDying, _) => Severity::Warn,
+                (Outcome::MarkedExiting, _) => Severity::Info,
+            },
+            Self::OomOutcome(outcome) => {
+                let stuck = outcome.victims.iter().any(|victim| victim.still_alive);
+                if stuck {
+                    Severity::Warn
+                } else {
+                    Severity::Info
+                }
+            }
+            Self::ProbeStatus(status) if !status.attached => Severity::Error,
+            Self::ProbeStatus(_) | Self::Heartbeat(_) => Severity::Info,
+            Self::Loss(_) | Self::Gap(_) => Severity::Warn,
         }
     }
 }

@@ -43,6 +43,23 @@ pub struct OomKill {
     pub hooks: BTreeMap<String, String>,
 }
 
+impl OomKill {
+    /// The victim the kernel chose, or the first one known.
+    pub fn chosen(&self) -> Option<&Victim> {
+        self.victims
+            .iter()
+            .find(|victim| victim.role == Role::Chosen)
+            .or(self.victims.first())
+    }
+
+    /// Victims that were killed and not merely marked.
+    pub fn killed(&self) -> impl Iterator<Item = &Victim> {
+        self.victims
+            .iter()
+            .filter(|victim| victim.role != Role::AlreadyExiting)
+    }
+}
+
 /// Whose limit was hit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -31,6 +31,16 @@ pub struct Cgroup {
     pub path: Option<String>,
 }
 
+impl Cgroup {
+    /// Whether both are the same cgroup: by id, else by path.
+    pub fn is(&self, other: &Self) -> bool {
+        match (self.id, other.id) {
+            (Some(own), Some(other)) => own == other,
+            _ => self.path.is_some() && self.path == other.path,
+        }
+    }
+}
+
 /// The pod, as far as it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct K8s {

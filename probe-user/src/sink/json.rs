@@ -39,24 +39,20 @@ mod tests {
     use std::io;
 
     use super::*;
-    use crate::event::{Body, Heartbeat, Host, Loss, Schema, Severity, Time};
+    use crate::event::{Body, Heartbeat, Host, Loss, Time};
 
     fn event(body: Body) -> Event {
-        Event {
-            schema: Schema::V1,
-            time: Time::from_unix_ns(1_763_690_534_000_000_009),
-            time_boot_ns: 7,
-            seq: 0,
-            host: Host {
-                name: Some("n1".into()),
-                boot_id: None,
-            },
-            severity: Severity::Info,
-            k8s: None,
-            container: None,
-            process: None,
+        let host = Host {
+            name: Some("n1".into()),
+            boot_id: None,
+        };
+        Event::new(
+            Time::from_unix_ns(1_763_690_534_000_000_009),
+            7,
+            0,
+            host,
             body,
-        }
+        )
     }
 
     #[test]

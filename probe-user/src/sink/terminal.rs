@@ -1,4 +1,4 @@
-//! The view for a person at a terminal: an OOM kill in one screenful, anything else in one line.
+//! The view for a person at a terminal: an OOM kill in one screenful, anything else in a line or two.
 
 mod layout;
 
@@ -10,10 +10,15 @@ use layout::{Colour, Page, cut};
 use super::{Error, Sink};
 use crate::event::label::{self, bytes};
 use crate::event::{
-    Body, Cgroup, Confidence, Container, Event, Gap, Heartbeat, K8s, Loss, Memory, OomKill,
-    OomOutcome, Outcome, ProbeStatus, Process, Role, Victim, escape,
+    Body, Candidate, Confidence, Event, Gap, Heartbeat, KernelFacts, Loss, Memory, OomKill,
+    OomOutcome, Outcome, ProbeStatus, Process, Role, Time, Victim, escape,
 };
 
+/// Bytes of an RFC 3339 time to the millisecond: more is noise to a person.
+const MILLISECOND: usize = "2025-11-21T02:02:14.123".len();
+
+/// Columns of a `task_struct.comm`.
+const COMM: usize = 15;
 const VICTIMS: usize = 3;
 const OTHERS: usize = 3;
 const EVIDENCE: usize = 6;
@@ -46,9 +51,8 @@ impl<W: Write> Sink for Terminal<W> {
 pub fn render(event: &Event, colour: bool) -> String {
     let mut page = Page::new(colour);
     let full = event.time.to_string();
-    // To the millisecond: more is noise to a person.
     let time = full
-        .get(..23)
+        .get(..MILLISECOND)
         .map_or(full.clone(), |time| format!("{time}Z"));
     match &event.body {
         Body::OomKill(kill) => oom_kill(&mut page, &time, kill),
@@ -63,16 +67,13 @@ pub fn render(event: &Event, colour: bool) -> String {
         }
         Body::Heartbeat(beat) => line(&mut page, Colour::Dim, &time, &alive(beat)),
         Body::Loss(loss) => line(&mut page, Colour::Alarm, &time, &lost(loss)),
-        Body::Gap(gap) => line(&mut page, Colour::Alarm, &time, &missed(gap)),
+        Body::Gap(gap) => line(&mut page, Colour::Alarm, &time, &missed(gap, event.time)),
     }
     page.into_text()
 }
 
 fn line(page: &mut Page, colour: Colour, time: &str, text: &str) {
-    page.line(
-        colour,
-        &cut(&format!("{time} {}", escape(text)), layout::WIDTH),
-    );
+    page.note(colour, &format!("{time} {}", escape(text)));
 }
 
 fn oom_kill(page: &mut Page, time: &str, kill: &OomKill) {
@@ -87,7 +88,7 @@ fn oom_kill(page: &mut Page, time: &str, kill: &OomKill) {
         Confidence::Low => " (a guess)",
     };
     let header = format!(
-        "{time} {title}  scope {} · cause {}{sure} · incident {}",
+        "{time} {title}  {} · {}{sure} · id {}",
         name(&kill.scope),
         name(&verdict.cause),
         escape(&kill.incident)
@@ -108,8 +109,9 @@ fn oom_kill(page: &mut Page, time: &str, kill: &OomKill) {
     }
     if let Some(report) = &verdict.kubernetes_will_report {
         let text = match report.oom_killed {
-            Some(_) => format!("will say {}", report.why),
-            None => format!("may say {}", report.why),
+            Some(true) => format!("will report OOMKilled: {}", report.why),
+            Some(false) => format!("will not report it: {}", report.why),
+            None => format!("may report OOMKilled: {}", report.why),
         };
         page.item("k8s", &escape(&text), 3);
     }
@@ -181,16 +183,11 @@ fn victims(page: &mut Page, kill: &OomKill) {
     } else {
         "marked"
     };
+    let first = kill.chosen().and_then(owner_of);
     for (index, victim) in kill.victims.iter().take(VICTIMS).enumerate() {
-        let Victim {
-            process,
-            cgroup,
-            k8s,
-            container,
-            ..
-        } = victim;
-        let owner = owner(k8s.as_ref(), container.as_ref(), cgroup.as_ref());
-        let row = row(process, &how(victim), &owner);
+        // The summary has named the first one's owner.
+        let owner = owner_of(victim).filter(|owner| Some(owner) != first.as_ref());
+        let row = row(&victim.process, &how(victim), owner.as_deref());
         page.item(if index == 0 { title } else { "" }, &row, 1);
     }
     let more = kill.victims.len().saturating_sub(VICTIMS);
@@ -201,6 +198,14 @@ fn victims(page: &mut Page, kill: &OomKill) {
             1,
         );
     }
+}
+
+fn owner_of(victim: &Victim) -> Option<String> {
+    label::subject(
+        victim.k8s.as_ref(),
+        victim.container.as_ref(),
+        victim.cgroup.as_ref(),
+    )
 }
 
 fn how(victim: &Victim) -> String {
@@ -219,35 +224,34 @@ fn how(victim: &Victim) -> String {
 
 /// The biggest that were spared.
 fn others(page: &mut Page, kill: &OomKill) {
+    let chosen = kill.chosen().and_then(owner_of);
     let spared = kill.candidates.iter().filter(|other| {
         kill.victims
             .iter()
             .all(|victim| victim.process.pid != other.process.pid)
     });
     for (index, other) in spared.take(OTHERS).enumerate() {
-        let owner = owner(
-            other.k8s.as_ref(),
-            other.container.as_ref(),
-            other.cgroup.as_ref(),
-        );
-        let how = if other.points.is_some() {
-            ""
-        } else {
-            "protected"
+        let Candidate {
+            process,
+            cgroup,
+            k8s,
+            container,
+            points,
+        } = other;
+        let owner = label::subject(k8s.as_ref(), container.as_ref(), cgroup.as_ref());
+        let same = owner.is_some() && owner == chosen;
+        let how = match points {
+            None => "protected",
+            Some(_) if same && container.is_some() => "same container",
+            Some(_) if same => "same cgroup",
+            Some(_) => "",
         };
-        page.item(
-            if index == 0 { "spared" } else { "" },
-            &row(&other.process, how, &owner),
-            1,
-        );
+        let row = row(process, how, owner.filter(|_| !same).as_deref());
+        page.item(if index == 0 { "spared" } else { "" }, &row, 1);
     }
 }
 
-fn owner(k8s: Option<&K8s>, container: Option<&Container>, cgroup: Option<&Cgroup>) -> String {
-    label::subject(k8s, container, cgroup).unwrap_or_default()
-}
-
-fn row(process: &Process, how: &str, owner: &str) -> String {
+fn row(process: &Process, how: &str, owner: Option<&str>) -> String {
     let size = process
         .rss
         .map_or("?".to_owned(), |rss| bytes(rss.total_bytes()));
@@ -255,19 +259,22 @@ fn row(process: &Process, how: &str, owner: &str) -> String {
         .oom_score_adj
         .map_or("?".to_owned(), |adj| adj.to_string());
     let pid = process.pid.map_or("?".to_owned(), |pid| pid.to_string());
-    let comm = cut(&escape(process.comm.as_deref().unwrap_or("?")), 15);
-    let gap = 15 - layout::width(&comm).min(15);
+    let comm = cut(&escape(process.comm.as_deref().unwrap_or("?")), COMM);
+    let pad = COMM - layout::width(&comm);
+    let owner = owner.map(escape).unwrap_or_default();
+    let gap = if how.is_empty() || owner.is_empty() {
+        ""
+    } else {
+        "  "
+    };
     format!(
-        "{comm}{:gap$} {pid:>7} {size:>9}  adj {adj:>5}  {how:<19} {}",
-        "",
-        escape(owner)
+        "{comm}{:pad$} {pid:>7} {size:>9}  adj {adj:>5}  {how}{gap}{owner}",
+        ""
     )
-    .trim_end()
-    .to_owned()
 }
 
 fn ended(outcome: &OomOutcome) -> String {
-    let mut text = format!("oom end  incident {}: ", outcome.incident);
+    let mut text = format!("oom end  {}: ", outcome.incident);
     let alive: Vec<_> = outcome
         .victims
         .iter()
@@ -278,7 +285,7 @@ fn ended(outcome: &OomOutcome) -> String {
         (_, [stuck, ..]) => {
             let _ = write!(
                 text,
-                "{} of {} still not gone, as {}",
+                "{} of {} STILL ALIVE: {}",
                 alive.len(),
                 outcome.victims.len(),
                 label::process(&stuck.process)
@@ -287,7 +294,7 @@ fn ended(outcome: &OomOutcome) -> String {
         ([one], _) => {
             let _ = write!(text, "{} gone", label::process(&one.process));
             if let Some(ms) = one.kill_to_exit_ms {
-                let _ = write!(text, " {ms:.0} ms after SIGKILL");
+                let _ = write!(text, " in {ms:.0} ms");
             }
         }
         (all, _) => {
@@ -304,8 +311,8 @@ fn ended(outcome: &OomOutcome) -> String {
         let _ = write!(text, ", {} freed", bytes(freed));
     }
     match outcome.container_survived {
-        Some(true) => text.push_str("; container lives on"),
-        Some(false) => text.push_str("; container ended"),
+        Some(true) => text.push_str(", container lives on"),
+        Some(false) => text.push_str(", container ended"),
         None => {}
     }
     text
@@ -324,20 +331,22 @@ fn probes(status: &ProbeStatus) -> String {
         "NOT ATTACHED"
     }
     .to_owned();
-    let served = status.signals.len() - missing.len();
-    let _ = write!(text, ": {served} of {} signals", status.signals.len());
+    if let Some(ms) = status.ready_ms {
+        let _ = write!(text, " in {ms:.0} ms");
+    }
+    let all = status.signals.len();
+    let _ = write!(text, ": {} of {all} signals", all - missing.len());
     if !missing.is_empty() {
         let _ = write!(text, ", none for {}", missing.join(", "));
     }
-    if let Some(ms) = status.ready_ms {
-        let _ = write!(text, " · ready in {ms:.0} ms");
-    }
-    let kernel = &status.kernel;
-    if let Some(release) = &kernel.release {
-        let _ = write!(text, " · kernel {release}");
-    }
-    if let Some(cgroup) = &kernel.cgroup {
+    let KernelFacts {
+        release, cgroup, ..
+    } = &status.kernel;
+    if let Some(cgroup) = cgroup {
         let _ = write!(text, " · cgroup {cgroup}");
+    }
+    if let Some(release) = release {
+        let _ = write!(text, " · {release}");
     }
     text
 }
@@ -369,13 +378,13 @@ fn lost(loss: &Loss) -> String {
     )
 }
 
-fn missed(gap: &Gap) -> String {
-    let since = gap
-        .since
-        .map(|since| format!(" since {since}"))
+fn missed(gap: &Gap, now: Time) -> String {
+    let interval = gap.since.and_then(|since| now.since(since));
+    let interval = interval
+        .map(|time| format!(" in {} s", time.as_secs()))
         .unwrap_or_default();
     format!(
-        "GAP   {} missing: {} rose by {}, {} seen{since}",
+        "GAP   {} missing: {} rose by {}{interval}, {} seen",
         gap.missing, gap.counter, gap.expected, gap.seen
     )
 }

@@ -1,15 +1,19 @@
 //! Why this victim and not another.
 
-use super::{chosen, killed};
 use crate::event::label::{self, bytes};
 use crate::event::{Candidate, OomKill, Outcome, Role, Rss, Scope};
 
 /// Evidence for the choice, and what oom_score_adj had to do with it.
 pub(super) fn why(kill: &OomKill) -> Vec<String> {
-    let Some(victim) = chosen(kill).filter(|_| kill.outcome == Outcome::Killed) else {
+    let Some(victim) = kill.chosen().filter(|_| kill.outcome == Outcome::Killed) else {
         return Vec::new();
     };
     let mut evidence = Vec::new();
+    let place = if kill.limit.is_some() {
+        "in this limit"
+    } else {
+        "on the node"
+    };
     let others = || {
         kill.candidates
             .iter()
@@ -31,23 +35,26 @@ pub(super) fn why(kill: &OomKill) -> Vec<String> {
                 bytes(own),
                 class(other_adj)
             ));
-        } else if others().count() > 0 {
+        } else if others().any(|other| size(other).is_some_and(|size| size <= own))
+            && others().filter_map(size).all(|size| size <= own)
+        {
             evidence.push(format!(
-                "chosen as the biggest of the processes in this limit: {}, oom_score_adj {}",
+                "chosen as the biggest process {place}: {}, oom_score_adj {}",
                 bytes(own),
                 class(adj)
             ));
-        } else if !kill.candidates.is_empty() {
-            evidence.push("chosen as the only process in this limit".to_owned());
+        } else if !kill.candidates.is_empty() && others().count() == 0 {
+            evidence.push(format!("chosen as the only process {place}"));
         }
     }
-    let group = killed(kill)
+    let group = kill
+        .killed()
         .filter(|victim| victim.role == Role::Group)
         .count();
     if group > 0 {
         evidence.push(format!(
             "memory.oom.group is set: the kernel killed all {} processes of the cgroup at once",
-            killed(kill).count()
+            kill.killed().count()
         ));
     }
     if kill.scope == Scope::Node && victim.k8s.is_some() {

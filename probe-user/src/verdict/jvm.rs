@@ -1,6 +1,5 @@
 //! A JVM whose heap setting nearly equals the memory limit.
 
-use super::chosen;
 use crate::event::OomKill;
 use crate::event::label::{bytes, percent};
 
@@ -21,7 +20,7 @@ struct Heap {
 
 /// Evidence that the victim's heap setting leaves no room, if it does.
 pub(super) fn heap_near_limit(kill: &OomKill) -> Option<String> {
-    let cmdline = chosen(kill)?.process.cmdline.as_deref()?;
+    let cmdline = kill.chosen()?.process.cmdline.as_deref()?;
     let limit = smallest_limit(kill)?;
     let heap = max_heap(cmdline, limit)?;
     (u128::from(heap.bytes) * 100 >= u128::from(limit) * u128::from(NEARLY_PERCENT)).then(|| {

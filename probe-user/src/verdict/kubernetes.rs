@@ -1,6 +1,5 @@
 //! What Kubernetes will show for a kill.
 
-use super::killed;
 use crate::event::{KubernetesReport, OomKill, Outcome, Role, Scope};
 
 /// Null where no victim belongs to a pod.
@@ -15,39 +14,31 @@ pub(super) fn report(kill: &OomKill) -> Option<KubernetesReport> {
 
 fn judge(kill: &OomKill) -> (Option<bool>, &'static str) {
     if kill.outcome != Outcome::Killed {
-        return (Some(false), "nothing: no process was killed");
+        return (Some(false), "no process was killed");
     }
-    let in_pods = || killed(kill).filter(|victim| victim.k8s.is_some());
+    let in_pods = || kill.killed().filter(|victim| victim.k8s.is_some());
     if in_pods().any(|victim| victim.container_init == Some(true)) {
-        return if kill.scope == Scope::Node {
-            (
-                Some(true),
-                "OOMKilled, exit code 137, as the container's first process was killed; on \
-                 cgroup v1 the runtime is not told of a node OOM and shows Error instead",
-            )
+        let why = if kill.scope == Scope::Node {
+            "exit code 137, the container's first process was killed; on cgroup v1 the runtime is \
+             not told of a node OOM and shows Error instead"
         } else if in_pods().any(|victim| victim.role == Role::Group) {
-            (
-                Some(true),
-                "OOMKilled, exit code 137: the whole container was killed (memory.oom.group)",
-            )
+            "exit code 137, the whole cgroup was killed (memory.oom.group)"
         } else {
-            (
-                Some(true),
-                "OOMKilled, exit code 137: the container's first process was killed",
-            )
+            "exit code 137, the container's first process was killed"
         };
+        return (Some(true), why);
     }
     if in_pods().all(|victim| victim.container_init == Some(false)) {
         return (
             Some(false),
-            "nothing now: a child was killed and the container lives on, no restart, no event; \
-             if it exits later for any reason, its status may wrongly say OOMKilled, as runtimes \
-             read a cumulative counter",
+            "a child was killed and the container lives on: no restart, no event; if it exits \
+             later for any reason, its status may wrongly say OOMKilled, as runtimes read a \
+             cumulative counter",
         );
     }
     (
         None,
-        "OOMKilled with exit code 137 only if the container's first process was among the \
-         victims, which could not be seen",
+        "it depends on whether the container's first process is among the victims, which could \
+         not be seen",
     )
 }

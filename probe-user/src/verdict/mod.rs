@@ -11,15 +11,17 @@ mod makeup;
 mod steps;
 
 use crate::event::label::{self, bytes, percent};
-use crate::event::{
-    AllocPath, Cause, Confidence, LimitLevel, OomKill, Outcome, Role, Scope, Verdict, Victim,
-};
+use crate::event::{AllocPath, Cause, Confidence, LimitLevel, OomKill, Outcome, Scope, Verdict};
 use makeup::Makeup;
 
 /// Explains an OOM kill. `kill.verdict` is not read.
 pub fn oom_kill(kill: &OomKill) -> Verdict {
     let makeup = makeup::of(kill);
-    let heap = jvm::heap_near_limit(kill);
+    // A heap setting explains a kill only by the limit that the JVM sees.
+    let own_limit = matches!(kill.scope, Scope::Container | Scope::Pod | Scope::Slice);
+    let heap = (own_limit && makeup.cause == Cause::WorkingSetOverLimit)
+        .then(|| jvm::heap_near_limit(kill))
+        .flatten();
     let mut evidence = limit_evidence(kill);
     evidence.extend(heap.clone());
     evidence.extend(makeup.evidence.iter().cloned());
@@ -35,24 +37,9 @@ pub fn oom_kill(kill: &OomKill) -> Verdict {
     }
 }
 
-/// The victim the kernel chose, or the first one known.
-fn chosen(kill: &OomKill) -> Option<&Victim> {
-    kill.victims
-        .iter()
-        .find(|victim| victim.role == Role::Chosen)
-        .or(kill.victims.first())
-}
-
-/// Victims that were really killed.
-fn killed(kill: &OomKill) -> impl Iterator<Item = &Victim> {
-    kill.victims
-        .iter()
-        .filter(|victim| victim.role != Role::AlreadyExiting)
-}
-
 fn summary(kill: &OomKill, makeup: &Makeup, heap_near_limit: bool) -> String {
-    let who = chosen(kill).map_or_else(
-        || "no process".to_owned(),
+    let who = kill.chosen().map_or_else(
+        || "an unknown process".to_owned(),
         |victim| {
             let process = label::process(&victim.process);
             let k8s = victim.k8s.as_ref();
@@ -66,7 +53,7 @@ fn summary(kill: &OomKill, makeup: &Makeup, heap_near_limit: bool) -> String {
     let limit = whose_limit(kill);
     match kill.outcome {
         Outcome::Killed => {
-            let more = match killed(kill).count() {
+            let more = match kill.killed().count() {
                 0 | 1 => String::new(),
                 count => format!(" and {} more", count - 1),
             };
@@ -141,7 +128,7 @@ fn below_limit(kill: &OomKill) -> impl Iterator<Item = &LimitLevel> {
         limit
             .levels
             .iter()
-            .take_while(move |level| level.cgroup != *owner)
+            .take_while(move |level| !level.cgroup.is(owner))
     })
 }
 
@@ -150,13 +137,17 @@ fn limit_evidence(kill: &OomKill) -> Vec<String> {
     if let Some(limit) = &kill.limit {
         let level = &limit.level;
         if let (Some(usage), Some(max)) = (level.usage_bytes, level.limit_bytes) {
-            let path = level.cgroup.path.as_deref().unwrap_or("limit owner");
+            let whose = match kill.scope {
+                Scope::Container => "the container's limit",
+                Scope::Pod => "the pod's limit",
+                _ => level.cgroup.path.as_deref().unwrap_or("the limit"),
+            };
             let hits = match level.max_events {
-                Some(hits) if hits > 1 => format!(", limit hit {hits} times so far"),
+                Some(hits) if hits > 1 => format!(", hit {hits} times so far"),
                 _ => String::new(),
             };
             evidence.push(format!(
-                "{path}: {} used of {}{hits}",
+                "{whose}: {} used of {}{hits}",
                 bytes(usage),
                 bytes(max)
             ));
@@ -256,7 +247,7 @@ fn trigger_evidence(kill: &OomKill) -> Option<String> {
         }
         AllocPath::Sysrq | AllocPath::Unknown => return None,
     };
-    let whose = match chosen(kill).and_then(|victim| victim.process.pid) {
+    let whose = match kill.chosen().and_then(|victim| victim.process.pid) {
         Some(pid) if trigger.process.pid == Some(pid) => "the victim itself".to_owned(),
         _ => label::process(&trigger.process),
     };

@@ -1,77 +1,32 @@
 //! What to run next. Names come from the node and are quoted, so that a command can be pasted
 //! whatever they hold.
 
-use super::{chosen, pod_limit_is_containers};
+use super::pod_limit_is_containers;
 use crate::event::{Cause, K8s, OomKill, Scope, is_hostile};
 
 const MOST: usize = 4;
 
 /// One to four commands, most useful first.
 pub(super) fn of(kill: &OomKill, cause: Cause, heap_near_limit: bool) -> Vec<String> {
+    let k8s = kill.chosen().and_then(|victim| victim.k8s.as_ref());
     let mut steps = Vec::new();
-    let k8s = chosen(kill).and_then(|victim| victim.k8s.as_ref());
-    let pod = k8s.and_then(pod_args);
-    let node_wide = matches!(
-        kill.scope,
-        Scope::Node | Scope::Cpuset | Scope::Mempolicy | Scope::Kubepods | Scope::QosSlice
-    );
-
     if kill.scope == Scope::Sysrq {
-        steps.push("journalctl -k | grep -i sysrq".to_owned());
+        steps.push("journalctl -k -g sysrq".to_owned());
     }
-    if heap_near_limit && let Some(pod) = &pod {
-        steps.push(format!(
-            "kubectl {pod} -o yaml | grep -nE 'Xmx|RAMPercentage|memory:'  # leave a quarter of \
-             the limit free: -XX:MaxRAMPercentage=75"
-        ));
-    }
-    match cause {
-        Cause::Tmpfs => steps.extend(
-            k8s.and_then(exec_args)
-                .map(|exec| format!("kubectl {exec} -- sh -c 'df -h -t tmpfs; du -xsh /dev/shm'")),
-        ),
-        Cause::KernelMemory => steps.push("slabtop -o -s c | head -20".to_owned()),
-        Cause::Sockets => {
-            steps.extend(
-                k8s.and_then(exec_args)
-                    .map(|exec| format!("kubectl {exec} -- cat /proc/net/sockstat")),
-            );
+    steps.extend(by_cause(kill, cause, k8s));
+    match kill.scope {
+        Scope::Node | Scope::Cpuset | Scope::Mempolicy | Scope::Kubepods | Scope::QosSlice => {
+            steps.extend(node_wide(kill, cause, k8s));
         }
         _ => {}
     }
-    if node_wide {
-        if k8s.is_some() {
-            steps.push("kubectl top pod -A --sort-by=memory | head -15".to_owned());
-            let node = k8s.and_then(|k8s| quote(k8s.node.name.as_deref()?));
-            steps.extend(node.map(|node| {
-                format!("kubectl describe node {node} | sed -n '/Allocated resources/,$p'")
-            }));
-        } else {
-            steps.push("ps -eo pid,rss,oom_score_adj,comm --sort=-rss | head -15".to_owned());
-        }
-        if kill.scope == Scope::Node && cause != Cause::KernelMemory {
-            steps.push("grep -E 'Mem|Swap|Slab|SUnreclaim|Shmem' /proc/meminfo".to_owned());
-        }
-    }
-    if let Some(pod) = &pod {
-        if kill.scope == Scope::Pod && !pod_limit_is_containers(kill) {
-            steps.extend(
-                k8s.and_then(top_args)
-                    .map(|top| format!("kubectl {top} --containers")),
-            );
-        }
-        steps.push(format!(
-            "kubectl {pod} -o jsonpath='{{range .spec.containers[*]}}{{.name}} \
-             {{.resources}}{{\"\\n\"}}{{end}}'"
-        ));
-    } else if let Some(uid) = k8s.and_then(|k8s| k8s.pod.uid.as_deref()).and_then(plain) {
-        steps.push(format!(
-            "kubectl get pod -A -o jsonpath='{{range .items[?(@.metadata.uid==\"{uid}\")]}}\
-             {{.metadata.namespace}}/{{.metadata.name}}{{\"\\n\"}}{{end}}'"
-        ));
+    if let Some(k8s) = k8s {
+        steps.extend(pod(kill, k8s, heap_near_limit));
     }
     steps.extend(unit(kill).map(|unit| format!("systemctl status {unit}")));
-    steps.extend(memory_stat(kill));
+    if k8s.is_none() || matches!(cause, Cause::KernelMemory | Cause::Unknown) {
+        steps.extend(memory_stat(kill));
+    }
     if steps.is_empty() {
         steps.push("journalctl -k -g 'oom-kill|Killed process'".to_owned());
     }
@@ -79,32 +34,106 @@ pub(super) fn of(kill: &OomKill, cause: Cause, heap_near_limit: bool) -> Vec<Str
     steps
 }
 
-fn pod_args(k8s: &K8s) -> Option<String> {
-    named_pod(k8s).map(|(namespace, name)| format!("-n {namespace} get pod {name}"))
+/// What looks at the kind of memory that filled the limit.
+fn by_cause(kill: &OomKill, cause: Cause, k8s: Option<&K8s>) -> Option<String> {
+    let exec = |command: &str| {
+        let (pod, container) = (named_pod(k8s?)?, container(k8s?)?);
+        Some(format!(
+            "kubectl {} exec {} -c {container} -- {command}",
+            pod.namespace, pod.name
+        ))
+    };
+    match cause {
+        Cause::Tmpfs => exec("df -h").or_else(|| Some("df -h -t tmpfs".to_owned())),
+        Cause::KernelMemory => Some("slabtop -o -s c | head -20".to_owned()),
+        Cause::Sockets => exec("cat /proc/net/sockstat").or_else(|| Some("ss -tumn".to_owned())),
+        Cause::PageCache => memory_stat(kill),
+        _ => None,
+    }
 }
 
-fn top_args(k8s: &K8s) -> Option<String> {
-    named_pod(k8s).map(|(namespace, name)| format!("-n {namespace} top pod {name}"))
+fn node_wide(kill: &OomKill, cause: Cause, k8s: Option<&K8s>) -> Vec<String> {
+    let mut steps = Vec::new();
+    if let Some(k8s) = k8s {
+        steps.push("kubectl top pod -A --sort-by=memory | head -15".to_owned());
+        let node = k8s.node.name.as_deref().and_then(quote);
+        steps.extend(node.map(|node| {
+            format!("kubectl describe node {node} | sed -n '/Allocated resources/,$p'")
+        }));
+    } else {
+        steps.push("ps -eo pid,rss,oom_score_adj,comm --sort=-rss | head -15".to_owned());
+    }
+    if matches!(kill.scope, Scope::Cpuset | Scope::Mempolicy) {
+        steps.push("grep -h MemFree /sys/devices/system/node/node*/meminfo".to_owned());
+    } else if kill.scope == Scope::Node && cause != Cause::KernelMemory {
+        steps.push("grep -E 'Mem|Swap|Slab|SUnreclaim|Shmem' /proc/meminfo".to_owned());
+    }
+    steps
 }
 
-fn exec_args(k8s: &K8s) -> Option<String> {
-    let (namespace, name) = named_pod(k8s)?;
-    let container = quote(k8s.container.as_ref()?.name.as_deref()?)?;
-    Some(format!("-n {namespace} exec {name} -c {container}"))
+fn pod(kill: &OomKill, k8s: &K8s, heap_near_limit: bool) -> Vec<String> {
+    let mut steps = Vec::new();
+    let Some(PodName { namespace, name }) = named_pod(k8s) else {
+        let uid = k8s.pod.uid.as_deref().and_then(plain);
+        steps.extend(uid.map(|uid| {
+            format!(
+                "kubectl get pod -A -o custom-columns=\
+                 N:.metadata.namespace,P:.metadata.name,U:.metadata.uid | grep {uid}"
+            )
+        }));
+        return steps;
+    };
+    if heap_near_limit {
+        steps.push(format!(
+            "kubectl {namespace} get pod {name} -o yaml | grep -nE 'Xmx|RAMPercentage|memory:'"
+        ));
+    }
+    let top = format!("kubectl {namespace} top pod {name} --containers");
+    let shared = kill.scope == Scope::Pod && !pod_limit_is_containers(kill);
+    if shared {
+        steps.push(top.clone());
+    }
+    steps.push(format!("kubectl {namespace} describe pod {name}"));
+    if let Some(container) = container(k8s) {
+        let init = kill.chosen().and_then(|victim| victim.container_init);
+        let previous = if init == Some(true) {
+            " --previous"
+        } else {
+            ""
+        };
+        steps.push(format!(
+            "kubectl {namespace} logs {name} -c {container}{previous} --tail=50"
+        ));
+    }
+    if !shared {
+        steps.push(top);
+    }
+    steps
 }
 
-fn named_pod(k8s: &K8s) -> Option<(String, String)> {
-    Some((
-        quote(k8s.namespace.name.as_deref()?)?,
-        quote(k8s.pod.name.as_deref()?)?,
-    ))
+/// A pod as arguments of kubectl.
+struct PodName {
+    /// With its `-n`.
+    namespace: String,
+    name: String,
+}
+
+fn named_pod(k8s: &K8s) -> Option<PodName> {
+    Some(PodName {
+        namespace: format!("-n {}", quote(k8s.namespace.name.as_deref()?)?),
+        name: quote(k8s.pod.name.as_deref()?)?,
+    })
+}
+
+fn container(k8s: &K8s) -> Option<String> {
+    quote(k8s.container.as_ref()?.name.as_deref()?)
 }
 
 /// The limit owner, or the pod above a container: the container's own cgroup goes with it.
 fn memory_stat(kill: &OomKill) -> Option<String> {
     let path = kill.limit.as_ref()?.level.cgroup.path.as_deref()?;
     let path = match kill.scope {
-        Scope::Container if chosen(kill).is_some_and(|victim| victim.k8s.is_some()) => path
+        Scope::Container if kill.chosen().is_some_and(|victim| victim.k8s.is_some()) => path
             .rsplit_once('/')
             .map(|(parent, _)| parent)
             .filter(|p| !p.is_empty())?,

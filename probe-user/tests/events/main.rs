@@ -1,29 +1,13 @@
 //! Events as others see them: schema, verdicts, terminal.
 
+// `cfg(test)` tells clippy that helpers may unwrap here as tests do.
+#[cfg(test)]
+mod committed;
+#[cfg(test)]
 mod samples;
+#[cfg(test)]
 mod schema;
+#[cfg(test)]
 mod terminal;
+#[cfg(test)]
 mod verdict;
-
-use std::path::{Path, PathBuf};
-use std::{env, fs};
-
-/// A file of this repository.
-fn committed(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
-}
-
-/// Fails if the committed file differs from what was made; `UPDATE_SCHEMA=1` rewrites it.
-fn assert_committed(path: &str, made: &str) {
-    let file = committed(path);
-    if env::var_os("UPDATE_SCHEMA").is_some() {
-        fs::create_dir_all(file.parent().unwrap()).unwrap();
-        fs::write(&file, made).unwrap();
-    }
-    let found = fs::read_to_string(&file).unwrap_or_default();
-    assert!(
-        found == made,
-        "{path} is not what the code makes. If the change is meant, run \
-         `UPDATE_SCHEMA=1 cargo test -p probe-user --test events` and commit it.\nmade:\n{made}"
-    );
-}

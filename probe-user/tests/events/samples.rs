@@ -6,49 +6,30 @@ use oomprobe::event::{
     AllocPath, Body, Candidate, Cgroup, Constraint, Container, Event, Gap, Gfp, Heartbeat, Host,
     K8s, K8sContainer, KernelFacts, Limit, LimitLevel, Loss, Memory, MemorySource, Named, Node,
     OomKill, OomOutcome, Outcome, Pod, ProbeStatus, Process, Qos, Refusal, ResolvedBy, Role, Rss,
-    Schema, Scope, Severity, SignalStatus, Time, Trigger, Victim, VictimOutcome,
+    Scope, SignalStatus, Time, Trigger, Victim, VictimOutcome,
 };
 use oomprobe::verdict;
 
-pub const MIB: u64 = 1 << 20;
-pub const GIB: u64 = 1 << 30;
+pub(crate) const MIB: u64 = 1 << 20;
+pub(crate) const GIB: u64 = 1 << 30;
 const NOW: u64 = 1_763_690_534_123_456_789;
 const UID: &str = "6a4ce4a0-ba47-11ea-b2a7-0cc47ac5979e";
 
-pub fn event(severity: Severity, body: Body) -> Event {
-    let subject = match &body {
-        Body::OomKill(kill) => kill.victims.first().cloned(),
-        _ => None,
+pub(crate) fn event(body: Body) -> Event {
+    let host = Host {
+        name: Some("node-7".into()),
+        boot_id: Some("0b1c2d3e-4f50-6172-8394-a5b6c7d8e9f0".into()),
     };
-    Event {
-        schema: Schema::V1,
-        time: Time::from_unix_ns(NOW),
-        time_boot_ns: 98_765_432_100,
-        seq: 42,
-        host: Host {
-            name: Some("node-7".into()),
-            boot_id: Some("0b1c2d3e-4f50-6172-8394-a5b6c7d8e9f0".into()),
-        },
-        severity,
-        k8s: subject.as_ref().and_then(|victim| victim.k8s.clone()),
-        container: subject.as_ref().and_then(|victim| victim.container.clone()),
-        process: subject.map(|victim| victim.process),
-        body,
-    }
+    Event::new(Time::from_unix_ns(NOW), 98_765_432_100, 42, host, body)
 }
 
 /// The event of a kill, with its verdict.
-pub fn explained(mut kill: OomKill) -> Event {
+pub(crate) fn explained(mut kill: OomKill) -> Event {
     kill.verdict = verdict::oom_kill(&kill);
-    let severity = if kill.scope == Scope::Node {
-        Severity::Fatal
-    } else {
-        Severity::Error
-    };
-    event(severity, Body::OomKill(Box::new(kill)))
+    event(Body::OomKill(Box::new(kill)))
 }
 
-pub fn process(comm: &str, pid: u32, anon: u64, adj: i32) -> Process {
+pub(crate) fn process(comm: &str, pid: u32, anon: u64, adj: i32) -> Process {
     Process {
         pid: Some(pid),
         tid: Some(pid),
@@ -72,7 +53,7 @@ pub fn process(comm: &str, pid: u32, anon: u64, adj: i32) -> Process {
     }
 }
 
-pub fn k8s(container: Option<&str>, qos: Qos) -> K8s {
+pub(crate) fn k8s(container: Option<&str>, qos: Qos) -> K8s {
     K8s {
         pod: Pod {
             name: Some("cart-7d9f8b6c5-x2x8q".into()),
@@ -95,7 +76,7 @@ pub fn k8s(container: Option<&str>, qos: Qos) -> K8s {
     }
 }
 
-pub fn container(id: char) -> Container {
+pub(crate) fn container(id: char) -> Container {
     Container {
         id: Some(id.to_string().repeat(64)),
         runtime: Some("containerd".into()),
@@ -104,12 +85,12 @@ pub fn container(id: char) -> Container {
     }
 }
 
-pub fn pod_path() -> String {
+pub(crate) fn pod_path() -> String {
     let uid = UID.replace('-', "_");
     format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{uid}.slice")
 }
 
-pub fn container_path(id: char) -> String {
+pub(crate) fn container_path(id: char) -> String {
     format!(
         "{}/cri-containerd-{}.scope",
         pod_path(),
@@ -117,14 +98,14 @@ pub fn container_path(id: char) -> String {
     )
 }
 
-pub fn cgroup(id: u64, path: &str) -> Cgroup {
+pub(crate) fn cgroup(id: u64, path: &str) -> Cgroup {
     Cgroup {
         id: Some(id),
         path: Some(path.into()),
     }
 }
 
-pub fn level(id: u64, path: &str, usage: u64, limit: Option<u64>) -> LimitLevel {
+pub(crate) fn level(id: u64, path: &str, usage: u64, limit: Option<u64>) -> LimitLevel {
     LimitLevel {
         cgroup: cgroup(id, path),
         usage_bytes: Some(usage),
@@ -137,7 +118,7 @@ pub fn level(id: u64, path: &str, usage: u64, limit: Option<u64>) -> LimitLevel 
 }
 
 /// A split as the kernel program would read it, with all parts known.
-pub fn memory(total: u64, anon: u64, file: u64, shmem: u64, slab: u64, sock: u64) -> Memory {
+pub(crate) fn memory(total: u64, anon: u64, file: u64, shmem: u64, slab: u64, sock: u64) -> Memory {
     let explained = anon + file + shmem + slab + sock;
     Memory {
         anon_bytes: Some(anon),
@@ -159,7 +140,7 @@ pub fn memory(total: u64, anon: u64, file: u64, shmem: u64, slab: u64, sock: u64
     }
 }
 
-pub fn node() -> Node {
+pub(crate) fn node() -> Node {
     Node {
         mem_total_bytes: Some(16 * GIB),
         mem_free_bytes: Some(9 * GIB),
@@ -174,7 +155,7 @@ pub fn node() -> Node {
     }
 }
 
-pub fn victim(process: Process, owner: &str, id: char, init: bool) -> Victim {
+pub(crate) fn victim(process: Process, owner: &str, id: char, init: bool) -> Victim {
     Victim {
         process,
         cgroup: Some(cgroup(u64::from(id), &container_path(id))),
@@ -188,7 +169,7 @@ pub fn victim(process: Process, owner: &str, id: char, init: bool) -> Victim {
     }
 }
 
-pub fn candidate(process: Process, owner: &str, id: char) -> Candidate {
+pub(crate) fn candidate(process: Process, owner: &str, id: char) -> Candidate {
     Candidate {
         process,
         cgroup: Some(cgroup(u64::from(id), &container_path(id))),
@@ -199,7 +180,7 @@ pub fn candidate(process: Process, owner: &str, id: char) -> Candidate {
 }
 
 /// java, the first process of `app`, filled the container's 512 MiB with anonymous memory.
-pub fn container_kill() -> OomKill {
+pub(crate) fn container_kill() -> OomKill {
     let java = process("java", 4711, 490 * MIB, 985);
     let own = level(
         u64::from('a'),
@@ -244,7 +225,7 @@ pub fn container_kill() -> OomKill {
 }
 
 /// The limit is the pod's, above `app` and `sidecar`.
-pub fn pod_kill() -> OomKill {
+pub(crate) fn pod_kill() -> OomKill {
     let mut kill = container_kill();
     let pod = level(90, &pod_path(), GIB, Some(GIB));
     kill.scope = Scope::Pod;
@@ -263,7 +244,7 @@ pub fn pod_kill() -> OomKill {
 }
 
 /// The node is full; the BestEffort pod pays although a Guaranteed one is bigger.
-pub fn node_kill() -> OomKill {
+pub(crate) fn node_kill() -> OomKill {
     let batch = process("batch", 812, 600 * MIB, 1000);
     let mut victim = victim(batch.clone(), "worker", 'b', true);
     victim.k8s = Some(K8s {
@@ -302,7 +283,7 @@ pub fn node_kill() -> OomKill {
 }
 
 /// `memory.oom.group` took the whole container.
-pub fn group_kill() -> OomKill {
+pub(crate) fn group_kill() -> OomKill {
     let mut kill = container_kill();
     for pid in 0..11 {
         let mut sibling = victim(
@@ -319,7 +300,7 @@ pub fn group_kill() -> OomKill {
 }
 
 /// Files in a memory-backed emptyDir filled the limit; a small process was killed for it.
-pub fn tmpfs_kill() -> OomKill {
+pub(crate) fn tmpfs_kill() -> OomKill {
     let mut kill = container_kill();
     let dd = process("dd", 4900, 2 * MIB, 985);
     kill.victims = vec![victim(dd.clone(), "app", 'a', false)];
@@ -333,7 +314,7 @@ pub fn tmpfs_kill() -> OomKill {
 }
 
 /// Names that try to take over the terminal and the shell.
-pub fn hostile_kill() -> OomKill {
+pub(crate) fn hostile_kill() -> OomKill {
     let name = "\x1b]0;own\x07\n\u{202e}\u{9b}2J$(reboot)`id`';";
     let mut kill = container_kill();
     let path = format!("/{}\n/{name}", "x".repeat(255));
@@ -374,7 +355,7 @@ pub fn hostile_kill() -> OomKill {
 }
 
 /// One event of every other kind.
-pub fn others() -> Vec<Event> {
+pub(crate) fn others() -> Vec<Event> {
     let outcome = OomOutcome {
         incident: "0b1c2d3e-98765432100".into(),
         victims: vec![VictimOutcome {
@@ -395,6 +376,7 @@ pub fn others() -> Vec<Event> {
     stuck.victims[0].still_alive = true;
     stuck.victims.push(outcome.victims[0].clone());
     stuck.freed_bytes = Some(-4096);
+    stuck.container_survived = None;
     let status = ProbeStatus {
         version: "0.1.0".into(),
         attached: true,
@@ -443,17 +425,17 @@ pub fn others() -> Vec<Event> {
         since: Some(Time::from_unix_ns(NOW - 60_000_000_000)),
     };
     vec![
-        event(Severity::Info, Body::ProbeStatus(status)),
-        event(Severity::Info, Body::OomOutcome(outcome)),
-        event(Severity::Warn, Body::OomOutcome(stuck)),
-        event(Severity::Info, Body::Heartbeat(heartbeat)),
-        event(Severity::Warn, Body::Loss(loss)),
-        event(Severity::Warn, Body::Gap(gap)),
+        event(Body::ProbeStatus(status)),
+        event(Body::OomOutcome(outcome)),
+        event(Body::OomOutcome(stuck)),
+        event(Body::Heartbeat(heartbeat)),
+        event(Body::Loss(loss)),
+        event(Body::Gap(gap)),
     ]
 }
 
 /// One event of every kind, and kills of every sort.
-pub fn all() -> Vec<Event> {
+pub(crate) fn all() -> Vec<Event> {
     let kills = [
         container_kill(),
         pod_kill(),

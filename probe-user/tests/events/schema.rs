@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 
 use oomprobe::cli::schema;
+use oomprobe::event::{OomKill, Outcome, Severity};
 use serde_json::Value;
 
-use crate::{assert_committed, samples};
+use crate::committed::assert_committed;
+use crate::samples;
 
 #[test]
 fn the_committed_schema_follows_the_types() {
@@ -107,6 +109,24 @@ fn events_survive_a_round_trip() {
             event
         );
     }
+}
+
+#[test]
+fn severity_follows_from_what_happened() {
+    let severity = |kill| samples::explained(kill).severity;
+    assert_eq!(severity(samples::container_kill()), Severity::Error);
+    assert_eq!(severity(samples::node_kill()), Severity::Fatal);
+    let marked = OomKill {
+        outcome: Outcome::MarkedExiting,
+        ..samples::container_kill()
+    };
+    assert_eq!(severity(marked), Severity::Info);
+    let others: Vec<_> = samples::others()
+        .iter()
+        .map(|event| event.severity)
+        .collect();
+    let (info, warn) = (Severity::Info, Severity::Warn);
+    assert_eq!(others, [info, info, warn, info, warn, warn]);
 }
 
 #[test]

@@ -53,6 +53,16 @@ impl Page {
         self.text.push('\n');
     }
 
+    /// A line, or two if it is long.
+    pub(super) fn note(&mut self, colour: Colour, text: &str) {
+        for (index, part) in fold(text, WIDTH - 2, 2).iter().enumerate() {
+            if index > 0 {
+                self.text.push_str("  ");
+            }
+            self.line(colour, part);
+        }
+    }
+
     /// Full-width text, indented, on at most `lines` lines.
     pub(super) fn paragraph(&mut self, colour: Colour, text: &str, lines: usize) {
         for part in fold(text, WIDTH - 2, lines) {
