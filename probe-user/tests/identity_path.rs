@@ -321,6 +321,15 @@ proptest! {
     }
 
     #[test]
+    fn names_and_path_agree(mut path in path()) {
+        path.retain(|byte| *byte != 0);
+        let names = path.split(|byte| *byte == b'/');
+        prop_assume!(names.into_iter().all(|name| name != b"..") && !path.ends_with(b" (deleted)"));
+        prop_assume!(!path.starts_with(b"/sys"));
+        prop_assert_eq!(parse_names(&kernel_names(&path), false), parse(&path));
+    }
+
+    #[test]
     fn ids_are_whole_parts_of_names(path in path()) {
         assert_ids_are_in(&parse(&path), &path);
     }

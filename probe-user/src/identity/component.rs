@@ -25,10 +25,6 @@ impl<'a> Context<'a> {
     fn parent_is(&self, name: &[u8]) -> bool {
         self.up(1) == Some(name)
     }
-
-    fn has_above(&self, test: impl Fn(&[u8]) -> bool) -> bool {
-        self.above.iter().any(|name| test(name))
-    }
 }
 
 /// A name that says something.
@@ -209,14 +205,14 @@ fn kubelet_directory(name: &[u8], context: Context<'_>) -> Option<Part> {
     let qos = match (context.up(1), context.up(2)) {
         (None, _) if context.hidden_root => None,
         (Some(b"kubepods"), _) => Some(Qos::Guaranteed),
-        (Some(class), Some(b"kubepods")) => qos_named(class),
-        (Some(class), None) if context.hidden_root => qos_named(class),
+        (Some(class), above)
+            if qos_named(class).is_some()
+                && above.map_or(context.hidden_root, |name| name == b"kubepods") =>
+        {
+            qos_named(class)
+        }
         _ => return Some(Part::MisplacedPod),
     };
-    let hidden = context.above.is_empty();
-    if qos.is_none() && !hidden {
-        return Some(Part::MisplacedPod);
-    }
     Some(Part::Pod {
         uid,
         qos,
@@ -412,7 +408,10 @@ fn bare_container(name: &[u8], context: Context<'_>) -> Option<Part> {
 }
 
 fn in_ecs(context: Context<'_>) -> bool {
-    context.has_above(|name| name == b"ecs" || name == b"ecstasks.slice")
+    context
+        .above
+        .iter()
+        .any(|name| matches!(*name, b"ecs" | b"ecstasks.slice"))
 }
 
 /// `<prefix><64 hex>` → prefix and id.
@@ -433,7 +432,7 @@ fn pod_uid(bytes: &[u8]) -> Option<String> {
     is_uuid(&dashed).then(|| text(&dashed))
 }
 
-pub(super) fn is_hex(bytes: &[u8], len: usize) -> bool {
+fn is_hex(bytes: &[u8], len: usize) -> bool {
     bytes.len() == len && bytes.iter().all(u8::is_ascii_hexdigit)
 }
 

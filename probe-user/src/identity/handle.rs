@@ -1,10 +1,9 @@
 //! Opening a cgroup by its id.
 
-use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 /// Type of a kernfs file handle: a 64-bit id (`FILEID_KERNFS`, include/linux/exportfs.h).
@@ -43,10 +42,8 @@ pub(super) fn path_of(mount: impl AsFd, id: u64) -> io::Result<PathBuf> {
     let opened = unsafe { OwnedFd::from_raw_fd(fd) };
     let link = fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd()))?;
     // The directory can go away between the two calls.
-    let mut bytes = link.into_os_string().into_vec();
-    if bytes.ends_with(b" (deleted)") {
+    if link.as_os_str().as_bytes().ends_with(b" (deleted)") {
         return Err(io::Error::from_raw_os_error(libc::ESTALE));
     }
-    bytes.shrink_to_fit();
-    Ok(PathBuf::from(OsString::from_vec(bytes)))
+    Ok(link)
 }

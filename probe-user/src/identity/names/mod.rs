@@ -56,7 +56,8 @@ impl Key {
 /// Finds names. Never longer than the deadline it is given; no source can block it.
 ///
 /// Lives on one thread: share it as `Rc` among the tasks of a `LocalSet`. Look-ups run
-/// concurrently, but at most one reads the disk and one asks runtimes.
+/// concurrently, but at most one reads the disk and one asks runtimes. A read that a disk does not
+/// answer cannot be cancelled: end the runtime with `shutdown_background` or `shutdown_timeout`.
 pub struct Resolver {
     log_root: Arc<Path>,
     /// Held while a thread reads log directories: a disk that hangs must not eat all threads.
