@@ -7,8 +7,11 @@
 //! and only then loads. [`kallsyms`] looks up addresses and names the frames of kernel stacks.
 
 pub mod btf;
+pub mod capability;
+pub mod facts;
 pub mod kallsyms;
 pub mod layout;
+pub mod problems;
 
 #[cfg(test)]
 mod golden;
