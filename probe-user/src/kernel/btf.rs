@@ -4,9 +4,9 @@
 //! only what every query needs is kept: the bytes as read, where each type starts, and an index
 //! of names (about 7 MiB for a distribution kernel, all of it released on drop).
 //!
-//! Why not the `btf-rs` crate: its cheap backend maps a file and slices it unchecked, so a torn
-//! file panics; its other backend, the only one that takes bytes, needs 40 MiB; and its licence
-//! (LGPL) weighs on everyone who passes on a static binary. It serves as the oracle of the tests.
+//! Why not the `btf-rs` crate: it is well made and costs about the same (a copy in a memfd, mapped,
+//! and a walk over all types for each name), but its licence is the LGPL, which asks whoever passes
+//! on a static binary to make it relinkable. It serves as the oracle of the tests instead.
 //!
 //! Nothing here trusts the input: every read is bounded, every walk has a budget.
 
@@ -29,6 +29,9 @@ pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
 /// `struct btf_header` up to and including `str_len`.
 const HEADER_BYTES: usize = 24;
+/// No name in a kernel is longer; what is has no name here.
+const MAX_NAME_BYTES: usize = 4096;
+
 /// Why a BTF file cannot be used.
 #[derive(Debug, Error)]
 pub enum BtfError {
@@ -326,11 +329,9 @@ impl Btf {
     /// The string at `offset`, empty if there is none.
     fn string(&self, offset: u32) -> &[u8] {
         let strings = &self.bytes[self.strings.clone()];
-        let string = strings.get(offset as usize..).unwrap_or_default();
-        string
-            .iter()
-            .position(|&byte| byte == 0)
-            .map_or(&[], |len| &string[..len])
+        let rest = strings.get(offset as usize..).unwrap_or_default();
+        let len = rest.iter().take(MAX_NAME_BYTES).position(|&byte| byte == 0);
+        len.map_or(&[], |len| &rest[..len])
     }
 }
 

@@ -300,12 +300,15 @@ impl<'a> Type<'a> {
             ty: self,
         };
         for step in path.split('.') {
-            let (member, base_bits) = at.ty.find(step.as_bytes(), &mut Budget::default())?;
             let ty_name = || String::from_utf8_lossy(at.ty.name()).into_owned();
             let malformed = || Missing::Malformed(format!("{}.{step}", ty_name()));
-            let bits = base_bits
-                .checked_add(member.bit_offset)
-                .ok_or_else(malformed)?;
+            let (member, bits) = at
+                .ty
+                .find(step.as_bytes(), &mut Budget::default())
+                .ok_or_else(|| Missing::Member {
+                    ty: ty_name(),
+                    member: step.into(),
+                })?;
             let ty = self
                 .btf
                 .get(member.ty)
@@ -323,16 +326,12 @@ impl<'a> Type<'a> {
         Ok(at)
     }
 
-    /// The member called `name`, depth first, and the bits before the struct that holds it.
-    fn find(self, name: &[u8], budget: &mut Budget) -> Result<(Member<'a>, u32), Missing> {
-        let missing = || Missing::Member {
-            ty: String::from_utf8_lossy(self.name()).into_owned(),
-            member: String::from_utf8_lossy(name).into_owned(),
-        };
+    /// The member called `name`, depth first, and its bits from the start of this type.
+    fn find(self, name: &[u8], budget: &mut Budget) -> Option<(Member<'a>, u32)> {
         for member in self.members() {
-            budget.members = budget.members.checked_sub(1).ok_or_else(missing)?;
+            budget.members = budget.members.checked_sub(1)?;
             if member.name == name {
-                return Ok((member, 0));
+                return Some((member, member.bit_offset));
             }
             if !member.name.is_empty() || budget.depth == 0 {
                 continue;
@@ -343,12 +342,11 @@ impl<'a> Type<'a> {
             budget.depth -= 1;
             let found = inner.find(name, budget);
             budget.depth += 1;
-            if let Ok((found, bits)) = found {
-                let bits = bits.checked_add(member.bit_offset).ok_or_else(missing)?;
-                return Ok((found, bits));
+            if let Some((found, bits)) = found {
+                return Some((found, bits.checked_add(member.bit_offset)?));
             }
         }
-        Err(missing())
+        None
     }
 
     /// Old style of a bitfield: an integer narrower than its storage.
