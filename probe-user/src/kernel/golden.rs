@@ -52,7 +52,8 @@ fn bytes(kernel: &str) -> Vec<u8> {
     fs::read(directory().join(format!("{kernel}.btf"))).unwrap()
 }
 
-fn btf(kernel: &str) -> Btf {
+/// The stored types of `kernel`.
+pub(super) fn btf(kernel: &str) -> Btf {
     Btf::from_bytes(bytes(kernel)).unwrap()
 }
 
