@@ -191,7 +191,8 @@ pub struct LayoutReport {
 /// The kernel lacks something no program can do without.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
-    "this kernel's type information lacks {}; please report it with the output of `oomprobe doctor`",
+    "this kernel's type information lacks {}; please report it with the output of \
+     `oomprobe doctor`",
     .0.join(", ")
 )]
 pub struct RequiredMissing(
@@ -462,18 +463,12 @@ mod tests {
         assert_eq!(other, refused("mm is not a pointer to the expected type"));
         let plain = value(Offset("task_struct", "flags", Atomic(4)));
         assert_eq!(plain, refused("flags is not an atomic_t"));
-        let beyond = value(Element(
-            "task_struct",
-            "comm",
-            "CGROUP_SUBSYS_COUNT",
-            Int(1),
-        ));
-        assert_eq!(beyond, Err("no enumerator CGROUP_SUBSYS_COUNT".to_owned()));
-        let beyond = value(Element("css_set", "subsys", "memory_cgrp_id", Int(8)));
-        assert_eq!(
-            beyond,
-            Err("css_set.subsys[memory_cgrp_id] is not an 8-byte integer".to_owned())
-        );
+        let element = value(Element("css_set", "subsys", "memory_cgrp_id", Int(8)));
+        let expected = "css_set.subsys[memory_cgrp_id] is not an 8-byte integer";
+        assert_eq!(element, Err(expected.to_owned()));
+        let beyond = value(Element("pid", "numbers", "memory_cgrp_id", Struct("upid")));
+        let expected = "pid.numbers[memory_cgrp_id] is not within the array";
+        assert_eq!(beyond, Err(expected.to_owned()));
     }
 
     #[test]

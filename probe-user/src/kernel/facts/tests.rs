@@ -64,19 +64,37 @@ fn a_v2_host_is_read() {
              securityfs /sys/kernel/security securityfs rw 0 0\n\
              cgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate 0 0\n",
         ),
-        ("proc/self/status", "Name:\toomprobe\nCapPrm:\t0000000000000000\nCapEff:\t000001fffeffffff\n"),
-        ("proc/self/limits", "Limit  Soft  Hard  Units\nMax locked memory         8388608              unlimited            bytes     \n"),
-        ("proc/meminfo", "MemTotal:  100 kB\nSwapTotal:       2048 kB\n"),
-        ("proc/pressure/memory", "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"),
+        (
+            "proc/self/status",
+            "CapPrm:\t0000000000000000\nCapEff:\t000001fffeffffff\n",
+        ),
+        (
+            "proc/self/limits",
+            "Limit  Soft  Hard  Units\nMax locked memory  8388608  unlimited  bytes\n",
+        ),
+        (
+            "proc/meminfo",
+            "MemTotal:  100 kB\nSwapTotal:       2048 kB\n",
+        ),
+        (
+            "proc/pressure/memory",
+            "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n",
+        ),
         ("proc/sys/kernel/osrelease", "6.12.0-test\n"),
         ("proc/sys/kernel/perf_event_paranoid", "2\n"),
         ("proc/sys/kernel/unprivileged_bpf_disabled", "2\n"),
         ("proc/sys/kernel/kptr_restrict", "1\n"),
         ("sys/devices/system/cpu/possible", "0-3,8-11\n"),
         ("sys/kernel/btf/vmlinux", ""),
-        ("sys/kernel/security/lockdown", "none [integrity] confidentiality\n"),
+        (
+            "sys/kernel/security/lockdown",
+            "none [integrity] confidentiality\n",
+        ),
         ("sys/bus/event_source/devices/kprobe/type", "8\n"),
-        ("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids\n"),
+        (
+            "sys/fs/cgroup/cgroup.controllers",
+            "cpuset cpu io memory pids\n",
+        ),
     ])
     .link("proc/self/ns/pid", INITIAL_PID_NAMESPACE)
     .link("proc/self/ns/cgroup", INITIAL_CGROUP_NAMESPACE)
