@@ -1,10 +1,10 @@
 //! The layout of every supported kernel, resolved from stored subsets of their BTF.
 //!
-//! `tests/btf/<kernel>.btf` holds the types [`layout`] asks for, whole, so that a new
-//! row in the table seldom needs new files; `<kernel>.json` is the layout expected from them. To
-//! renew both, put each kernel's raw BTF at `<dir>/<kernel>/btf` (as `cargo xtask vm` caches
-//! them; this machine's own is in `/sys/kernel/btf/vmlinux`) and run
-//! `OOMPROBE_BTF_DIR=<dir> cargo test -p probe-user bless_golden_layouts -- --ignored`.
+//! `tests/btf/<kernel>.btf` holds the structs [`layout`] asks for, whole, so that a new row in the
+//! table seldom needs new files; `<kernel>.json` is the layout expected from them. To renew both,
+//! run `OOMPROBE_BTF_DIR=<dir> cargo test -p probe-user bless_golden_layouts -- --ignored` with
+//! each kernel's raw BTF at `<dir>/<kernel>/btf` and its release in `<dir>/<kernel>/kernel.json`,
+//! as the cache of `cargo xtask vm` has them.
 
 mod subset;
 
@@ -14,15 +14,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use probe_common::layout::KernelLayout;
 use proptest::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::{
     btf::{Btf, BtfError, Kind, Missing},
     layout::{self, FieldReport, LayoutReport},
 };
 
-/// Fields with their values, null where absent.
-type Golden = BTreeMap<String, Option<u32>>;
+/// `<kernel>.json`.
+#[derive(Debug, Deserialize, Serialize)]
+struct Golden {
+    /// `uname -r` of the kernel the subset was taken from.
+    release: String,
+    /// Fields with their values, null where absent.
+    layout: BTreeMap<String, Option<u32>>,
+}
 
 fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/btf")
@@ -44,11 +52,12 @@ fn bytes(kernel: &str) -> Vec<u8> {
     fs::read(directory().join(format!("{kernel}.btf"))).unwrap()
 }
 
-fn btf(kernel: &str) -> Btf {
+/// The stored types of `kernel`.
+pub(super) fn btf(kernel: &str) -> Btf {
     Btf::from_bytes(bytes(kernel)).unwrap()
 }
 
-fn golden(report: &LayoutReport) -> Golden {
+fn values(report: &LayoutReport) -> BTreeMap<String, Option<u32>> {
     report
         .fields
         .iter()
@@ -85,7 +94,12 @@ fn every_kernel_resolves_to_its_golden_layout() {
             .unwrap_or_else(|error| panic!("{kernel}: {error}"));
         let expected = fs::read_to_string(directory().join(format!("{kernel}.json"))).unwrap();
         let expected: Golden = serde_json::from_str(&expected).unwrap();
-        assert_eq!(golden(&report), expected, "{kernel}");
+        assert_eq!(
+            values(&report),
+            expected.layout,
+            "{kernel} {}",
+            expected.release
+        );
     }
 }
 
@@ -95,7 +109,12 @@ fn bless_golden_layouts() {
     let source = std::env::var_os("OOMPROBE_BTF_DIR").expect("OOMPROBE_BTF_DIR is not set");
     for entry in fs::read_dir(source).unwrap() {
         let path = entry.unwrap().path();
-        let kernel = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if !path.is_dir() {
+            continue;
+        }
+        let kernel = path.file_name().unwrap().to_str().unwrap();
+        let described = fs::read(path.join("kernel.json")).unwrap();
+        let described: serde_json::Value = serde_json::from_slice(&described).unwrap();
         let full = Btf::from_file(&path.join("btf")).unwrap();
         let report = layout::resolve(&full);
         report
@@ -103,16 +122,17 @@ fn bless_golden_layouts() {
             .unwrap_or_else(|error| panic!("{kernel}: {error}"));
 
         let subset = subset::write(&full, &layout::references());
-        assert_eq!(
-            layout::resolve(&Btf::from_bytes(subset.clone()).unwrap()),
-            report,
-            "{kernel}"
-        );
+        let resolved = layout::resolve(&Btf::from_bytes(subset.clone()).unwrap());
+        assert_eq!(resolved, report, "{kernel}");
 
-        let target = directory().join(&kernel);
-        let json = serde_json::to_string_pretty(&golden(&report)).unwrap() + "\n";
-        fs::write(target.with_file_name(format!("{kernel}.btf")), subset).unwrap();
-        fs::write(target.with_file_name(format!("{kernel}.json")), json).unwrap();
+        let release = described["release"].as_str().unwrap().to_owned();
+        let golden = Golden {
+            release,
+            layout: values(&report),
+        };
+        let json = serde_json::to_string_pretty(&golden).unwrap() + "\n";
+        fs::write(directory().join(format!("{kernel}.btf")), subset).unwrap();
+        fs::write(directory().join(format!("{kernel}.json")), json).unwrap();
     }
 }
 
@@ -208,7 +228,7 @@ fn another_reader_sees_the_same_types() {
             btf(&kernel),
             btf_rs::Btf::from_bytes(&bytes(&kernel)).unwrap(),
         );
-        for id in 1..=u32::try_from(ours.len()).unwrap() {
+        for id in 1..=u32::try_from(ours.type_count()).unwrap() {
             let (our, their) = (
                 ours.get(id).unwrap(),
                 theirs.resolve_type_by_id(id).unwrap(),
@@ -265,7 +285,6 @@ fn torn_files_are_refused() {
     }
 }
 
-/// Bytes of a BTF file in which members and typedefs refer back to themselves.
 #[test]
 fn types_that_never_end_are_refused() {
     let looped = Btf::from_bytes(subset::looped()).unwrap();
@@ -291,7 +310,7 @@ proptest! {
         }
         if let Ok(btf) = Btf::from_bytes(bytes) {
             let report = layout::resolve(&btf);
-            prop_assert_eq!(report.fields.len(), layout::resolve(&btf).fields.len());
+            prop_assert_eq!(report.fields.len(), KernelLayout::FIELDS.len());
         }
     }
 }

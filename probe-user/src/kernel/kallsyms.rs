@@ -112,30 +112,60 @@ pub fn find(path: &Path, names: &[&str]) -> Result<Vec<Symbol>, KallsymsError> {
 /// Names the code at each of `addresses`, using the symbol table at `path`; `None` for an address
 /// in no listed function, and for all of them if addresses are hidden.
 pub fn symbolise(path: &Path, addresses: &[u64]) -> Result<Vec<Option<Frame>>, KallsymsError> {
-    let mut nearest: Vec<(u64, Option<Frame>)> = vec![(0, None); addresses.len()];
+    let mut nearest: Vec<Nearest> = addresses.iter().map(|&at| Nearest::new(at)).collect();
     for_each_line(path, |line| {
-        if !line.is_function() {
-            return;
-        }
-        for (&address, (start, frame)) in addresses.iter().zip(&mut nearest) {
-            let Some(offset_bytes) = address.checked_sub(line.address) else {
-                continue;
-            };
-            // The first of several names for one address is the one the kernel prints too.
-            if offset_bytes >= MAX_FUNCTION_BYTES || line.address <= *start {
-                continue;
+        if line.is_function() {
+            for nearest in &mut nearest {
+                nearest.offer(&line);
             }
-            *start = line.address;
-            *frame = Some(Frame {
-                function: String::from_utf8_lossy(line.name).into_owned(),
-                offset_bytes,
-                module: line
-                    .module
-                    .map(|module| String::from_utf8_lossy(module).into_owned()),
-            });
         }
     })?;
-    Ok(nearest.into_iter().map(|(_, frame)| frame).collect())
+    Ok(nearest.into_iter().map(Nearest::into_frame).collect())
+}
+
+/// The function closest below an address so far. The table approaches an address from below, so
+/// the names are overwritten many times, in place.
+struct Nearest {
+    address: u64,
+    start: u64,
+    function: Vec<u8>,
+    module: Vec<u8>,
+}
+
+impl Nearest {
+    const fn new(address: u64) -> Self {
+        Self {
+            address,
+            start: 0,
+            function: Vec::new(),
+            module: Vec::new(),
+        }
+    }
+
+    fn offer(&mut self, line: &Line<'_>) {
+        let Some(offset_bytes) = self.address.checked_sub(line.address) else {
+            return;
+        };
+        // The first of several names for one address is the one the kernel prints too.
+        if offset_bytes >= MAX_FUNCTION_BYTES || line.address <= self.start {
+            return;
+        }
+        self.start = line.address;
+        self.function.clear();
+        self.function.extend_from_slice(line.name);
+        self.module.clear();
+        self.module
+            .extend_from_slice(line.module.unwrap_or_default());
+    }
+
+    fn into_frame(self) -> Option<Frame> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (self.start != 0).then(|| Frame {
+            function: text(&self.function),
+            offset_bytes: self.address - self.start,
+            module: (!self.module.is_empty()).then(|| text(&self.module)),
+        })
+    }
 }
 
 /// `ffffffff81000000 T name`, for modules followed by `[module]`.

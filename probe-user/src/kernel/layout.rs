@@ -76,6 +76,8 @@ macro_rules! table {
 use Shape::{Array, Atomic, Int, Ptr, Struct, Tail};
 use Source::{Argument, Element, Enumerator, InElement, Offset, Size, Stride};
 
+/// Why `kernfs_node.parent` has two names.
+const PLAIN_PARENT: &str = "plain pointer before 6.15 put it under RCU and renamed it";
 /// Why `mm_struct.rss_stat` has two forms.
 const PLAIN_RSS: &str = "plain atomics before 6.2 made them per-CPU counters";
 
@@ -87,26 +89,24 @@ const TABLE: &[Row] = table! {
     Required task_struct__mm: Offset("task_struct", "mm", Ptr("mm_struct"));
     Required task_struct__signal: Offset("task_struct", "signal", Ptr("signal_struct"));
     Optional task_struct__cgroups: Offset("task_struct", "cgroups", Ptr("css_set"));
-    Required task_struct__start_boottime:
-        Offset("task_struct", "start_boottime", Int(8)),
-        Offset("task_struct", "real_start_time", Int(8)) => "name before 5.5, same clock";
-    Required task_struct__exit_code: Offset("task_struct", "exit_code", Int(4));
+    Required task_struct__start_boottime: Offset("task_struct", "start_boottime", Int(8));
+    Optional task_struct__exit_code: Offset("task_struct", "exit_code", Int(4));
     Required task_struct__group_leader: Offset("task_struct", "group_leader", Ptr("task_struct"));
-    Required task_struct__real_parent: Offset("task_struct", "real_parent", Ptr("task_struct"));
-    Required task_struct__cred: Offset("task_struct", "cred", Ptr("cred"));
-    Required task_struct__thread_pid: Offset("task_struct", "thread_pid", Ptr("pid"));
+    Optional task_struct__real_parent: Offset("task_struct", "real_parent", Ptr("task_struct"));
+    Optional task_struct__cred: Offset("task_struct", "cred", Ptr("cred"));
+    Optional task_struct__thread_pid: Offset("task_struct", "thread_pid", Ptr("pid"));
     Required signal_struct__live: Offset("signal_struct", "live", Atomic(4));
-    Required signal_struct__nr_threads: Offset("signal_struct", "nr_threads", Int(4));
-    Required signal_struct__group_exit_code: Offset("signal_struct", "group_exit_code", Int(4));
+    Optional signal_struct__nr_threads: Offset("signal_struct", "nr_threads", Int(4));
+    Optional signal_struct__group_exit_code: Offset("signal_struct", "group_exit_code", Int(4));
     Required signal_struct__oom_score_adj: Offset("signal_struct", "oom_score_adj", Int(2));
     Required signal_struct__oom_mm: Offset("signal_struct", "oom_mm", Ptr("mm_struct"));
-    Required cred__uid: Offset("cred", "uid.val", Int(4));
-    Required pid__level: Offset("pid", "level", Int(4));
-    Required pid__numbers: Offset("pid", "numbers", Tail("upid"));
-    Required upid__nr: Offset("upid", "nr", Int(4));
-    Required upid__size: Size("upid");
-    Required mm_struct__total_vm: Offset("mm_struct", "total_vm", Int(8));
-    Required mm_struct__pgtables_bytes: Offset("mm_struct", "pgtables_bytes", Atomic(8));
+    Optional cred__uid: Offset("cred", "uid.val", Int(4));
+    Optional pid__level: Offset("pid", "level", Int(4));
+    Optional pid__numbers: Offset("pid", "numbers", Tail("upid"));
+    Optional upid__nr: Offset("upid", "nr", Int(4));
+    Optional upid__size: Size("upid");
+    Optional mm_struct__total_vm: Offset("mm_struct", "total_vm", Int(8));
+    Optional mm_struct__pgtables_bytes: Offset("mm_struct", "pgtables_bytes", Atomic(8));
     Required mm_struct__rss_stat:
         Offset("mm_struct", "rss_stat", Array(&Struct("percpu_counter"))),
         Offset("mm_struct", "rss_stat.count", Array(&Atomic(8))) => PLAIN_RSS;
@@ -146,7 +146,7 @@ const TABLE: &[Row] = table! {
     Optional kernfs_node__name: Offset("kernfs_node", "name", Ptr("char"));
     Optional kernfs_node__parent:
         Offset("kernfs_node", "__parent", Ptr("kernfs_node")),
-        Offset("kernfs_node", "parent", Ptr("kernfs_node")) => "plain pointer before 6.15 put it under RCU and renamed it";
+        Offset("kernfs_node", "parent", Ptr("kernfs_node")) => PLAIN_PARENT;
     Optional oom_control__memcg: Offset("oom_control", "memcg", Ptr("mem_cgroup"));
     Optional oom_control__gfp_mask: Offset("oom_control", "gfp_mask", Int(4));
     Optional oom_control__order: Offset("oom_control", "order", Int(4));
@@ -182,7 +182,7 @@ pub struct FieldReport {
 }
 
 /// How every field of the layout was resolved, in the order of [`KernelLayout::FIELDS`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LayoutReport {
     /// One entry per field.
     pub fields: Vec<FieldReport>,
@@ -191,7 +191,8 @@ pub struct LayoutReport {
 /// The kernel lacks something no program can do without.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
-    "this kernel's type information lacks {}; please report it with the output of `oomprobe doctor`",
+    "this kernel's type information lacks {}; please report it with the output of \
+     `oomprobe doctor`",
     .0.join(", ")
 )]
 pub struct RequiredMissing(
@@ -447,6 +448,27 @@ mod tests {
     fn table_covers_every_field_once_and_in_order() {
         let rows: Vec<_> = TABLE.iter().map(|row| row.field).collect();
         assert_eq!(rows, KernelLayout::FIELDS);
+    }
+
+    #[test]
+    fn what_changed_its_type_is_not_taken() {
+        let btf = crate::kernel::golden::btf("6.1");
+        let value = |source: Source| source.value(&btf).map_err(|missing| missing.to_string());
+        let refused = |what: &str| Err(format!("task_struct.{what}"));
+
+        assert!(value(Offset("task_struct", "pid", Int(4))).is_ok());
+        let wider = value(Offset("task_struct", "pid", Int(8)));
+        assert_eq!(wider, refused("pid is not an 8-byte integer"));
+        let other = value(Offset("task_struct", "mm", Ptr("signal_struct")));
+        assert_eq!(other, refused("mm is not a pointer to the expected type"));
+        let plain = value(Offset("task_struct", "flags", Atomic(4)));
+        assert_eq!(plain, refused("flags is not an atomic_t"));
+        let element = value(Element("css_set", "subsys", "memory_cgrp_id", Int(8)));
+        let expected = "css_set.subsys[memory_cgrp_id] is not an 8-byte integer";
+        assert_eq!(element, Err(expected.to_owned()));
+        let beyond = value(Element("pid", "numbers", "memory_cgrp_id", Struct("upid")));
+        let expected = "pid.numbers[memory_cgrp_id] is not within the array";
+        assert_eq!(beyond, Err(expected.to_owned()));
     }
 
     #[test]

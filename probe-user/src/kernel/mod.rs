@@ -1,12 +1,13 @@
 //! From the running kernel to loaded programs: facts → decision → load.
 //!
-//! `facts` reads what the machine allows and decides nothing. [`layout`] resolves, from the
+//! [`facts`] reads what the machine allows and decides nothing. [`layout`] resolves, from the
 //! kernel's own types ([`btf`]), every offset and enumerator the programs need; absence is a
 //! value with a reason, never a guess from a version number. [`ladder`] says which hooks can
 //! serve each signal; [`loader`] takes the best the kernel accepts. [`kallsyms`] names the frames
 //! of kernel stacks.
 
 pub mod btf;
+pub mod facts;
 pub mod kallsyms;
 pub mod ladder;
 pub mod layout;

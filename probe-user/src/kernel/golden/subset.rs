@@ -19,7 +19,7 @@ pub(super) fn write(btf: &Btf, references: &References) -> Vec<u8> {
         records: Vec::new(),
         strings: Strings::new(),
     };
-    for id in 1..=u32::try_from(btf.len()).unwrap() {
+    for id in 1..=u32::try_from(btf.type_count()).unwrap() {
         let ty = btf.get(id).unwrap();
         let wanted = match ty.kind() {
             Kind::Struct | Kind::Union | Kind::Typedef => writer.is_named(ty),
