@@ -20,8 +20,8 @@ use oomprobe_tests::containerd::{
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
-/// Ends only by a signal.
-const IDLE: &[&str] = &["/bin/sleep", "2147483647"];
+/// Says that it runs, then ends only by a signal.
+const IDLE: &[&str] = &["/bin/sh", "-c", "echo idle; exec sleep 2147483647"];
 /// Looks for the end of a line that never comes, keeping all it has read.
 const HOG: &[&str] = &["/bin/tail", "/dev/zero"];
 /// For what takes milliseconds on an idle machine.
@@ -29,6 +29,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Started by the first test that runs, stopped at the end of `main`.
 type SharedContainerd = Arc<LazyLock<Result<Containerd>>>;
+/// A test of the harness.
+type HarnessTest = fn(&Containerd) -> Result<()>;
+/// A test of the oomprobe at this path.
+type TraceTest = fn(&Containerd, &Path) -> Result<()>;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -48,7 +52,7 @@ fn main() -> ExitCode {
 }
 
 fn trials(containerd: &SharedContainerd, probe: Option<&Path>) -> Vec<Trial> {
-    let harness: [(&str, fn(&Containerd) -> Result<()>); 6] = [
+    let harness: [(&str, HarnessTest); 6] = [
         ("container_over_its_limit", container_over_its_limit),
         ("one_of_two_containers", one_of_two_containers),
         ("pod_deleted_at_once", pod_deleted_at_once),
@@ -56,7 +60,7 @@ fn trials(containerd: &SharedContainerd, probe: Option<&Path>) -> Vec<Trial> {
         ("restarted_container", restarted_container),
         ("failing_test_leaves_nothing", failing_test_leaves_nothing),
     ];
-    let traced: [(&str, fn(&Containerd, &Path) -> Result<()>); 3] = [
+    let traced: [(&str, TraceTest); 3] = [
         ("trace_names_the_pod", trace_names_the_pod),
         (
             "trace_names_one_of_two_containers",
@@ -138,11 +142,12 @@ fn one_of_two_containers(containerd: &Containerd) -> Result<()> {
     );
 
     assert_eq!(sidecar.status()?.state, ContainerState::Running);
-    let answer = sidecar.exec(&["/bin/cat", "/proc/1/comm"])?;
+    let answer = sidecar.exec(&["/bin/sh", "-c", "echo alive; echo really >&2; exit 7"])?;
     assert_eq!(
         (answer.exit_code, answer.stdout.as_slice()),
-        (0, b"sleep\n".as_slice())
+        (7, b"alive\n".as_slice())
     );
+    assert_eq!(answer.stderr, b"really\n");
 
     let listed = containerd.cri().list_containers()?;
     for (container, name, state) in [
@@ -178,7 +183,7 @@ fn pod_deleted_at_once(containerd: &Containerd) -> Result<()> {
     let listed = containerd.cri().list_containers()?;
     assert!(listed.iter().all(|one| one.id != app.id()));
     assert!(!Path::new(&log_link("cart-gone", "app", &app)).exists());
-    assert_eq!(cgroups_named(app.id())?, Vec::<PathBuf>::new());
+    assert_eq!(cgroups_named(app.id()), Vec::<PathBuf>::new());
     // The kernel had said it before.
     kmsg.oom_kill_in(app.cgroup_path())?;
     Ok(())
@@ -197,6 +202,7 @@ fn stop_with_grace(containerd: &Containerd) -> Result<()> {
             format!("/kubepods/besteffort/pod{}", pod.uid())
         );
         let app = pod.start("app")?;
+        app.wait_output("idle")?;
         app.stop(Duration::from_secs(1))?;
         let status = app.wait_exited()?;
         assert_eq!(
@@ -250,7 +256,7 @@ fn failing_test_leaves_nothing(_: &Containerd) -> Result<()> {
         let directory = directory.context("the socket has no directory")?;
         let link = log_link("cart-fails", "sidecar", &sidecar);
         ensure!(link.exists() && !processes_with(&directory)?.is_empty());
-        ensure!(!cgroups_named(&format!("pod{}", pod.uid()))?.is_empty());
+        ensure!(!cgroups_named(&format!("pod{}", pod.uid())).is_empty());
         traces = Some((directory, link, format!("pod{}", pod.uid())));
         // Unwinds as an assertion does, but without its message in the output.
         std::panic::resume_unwind(Box::new("a failing test"));
@@ -262,7 +268,7 @@ fn failing_test_leaves_nothing(_: &Containerd) -> Result<()> {
     assert!(!directory.exists());
     assert!(fs::symlink_metadata(link).is_err());
     assert_eq!(processes_with(&directory)?, Vec::<String>::new());
-    assert_eq!(cgroups_named(&pod)?, Vec::<PathBuf>::new());
+    assert_eq!(cgroups_named(&pod), Vec::<PathBuf>::new());
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     assert!(!mounts.contains(&*directory.to_string_lossy()));
     Ok(())
@@ -406,7 +412,7 @@ fn log_link(pod: &str, name: &str, container: &Container) -> PathBuf {
 }
 
 /// Every cgroup of that name, in any hierarchy.
-fn cgroups_named(name: &str) -> Result<Vec<PathBuf>> {
+fn cgroups_named(name: &str) -> Vec<PathBuf> {
     fn search(directory: &Path, name: &str, found: &mut Vec<PathBuf>) {
         // Cgroups of others come and go meanwhile.
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -420,7 +426,7 @@ fn cgroups_named(name: &str) -> Result<Vec<PathBuf>> {
     }
     let mut found = Vec::new();
     search(Path::new("/sys/fs/cgroup"), name, &mut found);
-    Ok(found)
+    found
 }
 
 /// Command lines that mention `path`: containerd's and its shims'.

@@ -292,6 +292,7 @@ impl Pod {
         Ok(Container {
             cri: self.cri.clone(),
             cgroup_path: format!("{}/{id}", self.cgroup.path()),
+            log: self.logs.directory().join(log_path),
             id,
         })
     }
@@ -383,6 +384,7 @@ pub struct Container {
     cri: Arc<Cri>,
     id: String,
     cgroup_path: String,
+    log: PathBuf,
 }
 
 impl Container {
@@ -399,6 +401,19 @@ impl Container {
     /// What the runtime says of it.
     pub fn status(&self) -> Result<ContainerStatus> {
         self.cri.container_status(&self.id)
+    }
+
+    /// Waits until it has written `text`. Only then its program surely runs: the runtime calls a
+    /// container started while runc is about to execute that program.
+    pub fn wait_output(&self, text: &str) -> Result<()> {
+        until(
+            soon(),
+            &format!("{text:?} from container {}", self.id),
+            || {
+                let log = fs::read_to_string(&self.log).unwrap_or_default();
+                Ok(log.contains(text).then_some(()))
+            },
+        )
     }
 
     /// Waits for its end; says what the runtime says then.
