@@ -142,12 +142,16 @@ fn one_of_two_containers(containerd: &Containerd) -> Result<()> {
     );
 
     assert_eq!(sidecar.status()?.state, ContainerState::Running);
-    let answer = sidecar.exec(&["/bin/sh", "-c", "echo alive; echo really >&2; exit 7"])?;
+    let answer = sidecar.exec(&[
+        "/bin/sh",
+        "-c",
+        "cat /proc/1/oom_score_adj; echo no >&2; exit 7",
+    ])?;
+    assert_eq!(answer.exit_code, 7);
     assert_eq!(
-        (answer.exit_code, answer.stdout.as_slice()),
-        (7, b"alive\n".as_slice())
+        (answer.stdout.as_slice(), answer.stderr.as_slice()),
+        (b"999\n".as_slice(), b"no\n".as_slice())
     );
-    assert_eq!(answer.stderr, b"really\n");
 
     let listed = containerd.cri().list_containers()?;
     for (container, name, state) in [
@@ -247,28 +251,37 @@ fn restarted_container(containerd: &Containerd) -> Result<()> {
 }
 
 fn failing_test_leaves_nothing(_: &Containerd) -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let program = scratch.path().join("added");
+    fs::write(&program, "#!/bin/sh\necho added\nexec sleep 2147483647\n")?;
+
     let mut traces = None;
     let failure = catch_unwind(AssertUnwindSafe(|| -> Result<()> {
-        let containerd = Containerd::start(&[])?;
-        let mut pod = hog_and_neighbour("cart-fails").run(&containerd)?;
-        let sidecar = pod.start("sidecar")?;
+        let containerd = Containerd::start(&[&program])?;
+        let mut pod = PodSpec::new("shop", "cart-fails")
+            .container(ContainerSpec::new("app", &["/bin/added"]))
+            .run(&containerd)?;
+        let app = pod.start("app")?;
+        app.wait_output("added")?;
         let directory = containerd.socket().parent().map(Path::to_path_buf);
         let directory = directory.context("the socket has no directory")?;
-        let link = log_link("cart-fails", "sidecar", &sidecar);
-        ensure!(link.exists() && !processes_with(&directory)?.is_empty());
-        ensure!(!cgroups_named(&format!("pod{}", pod.uid())).is_empty());
-        traces = Some((directory, link, format!("pod{}", pod.uid())));
+        let link = log_link("cart-fails", "app", &app);
+        let cgroup = format!("pod{}", pod.uid());
+        ensure!(link.exists(), "no link to the log");
+        ensure!(!processes_with(&directory)?.is_empty(), "no containerd");
+        ensure!(!cgroups_named(&cgroup).is_empty(), "no cgroup of the pod");
+        traces = Some((directory, link, cgroup));
         // Unwinds as an assertion does, but without its message in the output.
         std::panic::resume_unwind(Box::new("a failing test"));
     }));
     if let Ok(result) = failure {
         return result;
     }
-    let (directory, link, pod) = traces.context("nothing was started")?;
+    let (directory, link, cgroup) = traces.context("nothing was started")?;
     assert!(!directory.exists());
     assert!(fs::symlink_metadata(link).is_err());
     assert_eq!(processes_with(&directory)?, Vec::<String>::new());
-    assert_eq!(cgroups_named(&pod), Vec::<PathBuf>::new());
+    assert_eq!(cgroups_named(&cgroup), Vec::<PathBuf>::new());
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     assert!(!mounts.contains(&*directory.to_string_lossy()));
     Ok(())
@@ -300,13 +313,15 @@ fn trace_names_one_of_two_containers(containerd: &Containerd, probe: &Path) -> R
 
 fn trace_names_a_deleted_pod(containerd: &Containerd, probe: &Path) -> Result<()> {
     let mut trace = Trace::start(probe, &containerd.socket())?;
+    let mut kmsg = Kmsg::follow()?;
     let mut pod = lone_hog("cart-vanished").run(containerd)?;
     let app = pod.start("app")?;
-    app.wait_exited()?;
     let uid = pod.uid().to_owned();
+    let kill = kmsg.oom_kill_in(app.cgroup_path())?;
     pod.delete()?;
     let event = trace.oom_kill_of(&app)?;
     assert_identity(&event, "cart-vanished", &uid, &app);
+    assert_scope(&event, &kill);
     Ok(())
 }
 

@@ -53,8 +53,8 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// Starts containerd and gives it an image with busybox and the static `binaries`; returns when
-    /// pods can be made. Needs root.
+    /// Starts containerd and gives it an image with busybox and, in `/bin`, the static `binaries`;
+    /// returns when pods can be made. Needs root.
     pub fn start(binaries: &[&Path]) -> Result<Self> {
         // SAFETY: geteuid takes no arguments and cannot fail.
         let user = unsafe { libc::geteuid() };
