@@ -100,9 +100,9 @@ fn lone_hog(name: &str) -> PodSpec {
 }
 
 /// A hog, and a neighbour without a limit: the pod then has none either, so the limit that is hit
-/// is the container's.
+/// is the container's. The neighbour requests less than a thousandth of any node.
 fn hog_and_neighbour(name: &str) -> PodSpec {
-    lone_hog(name).container(ContainerSpec::new("sidecar", IDLE).memory_request_bytes(8 * MIB))
+    lone_hog(name).container(ContainerSpec::new("sidecar", IDLE).memory_request_bytes(MIB / 16))
 }
 
 fn container_over_its_limit(containerd: &Containerd) -> Result<()> {
