@@ -17,9 +17,10 @@ mod pod;
 mod proto;
 mod wait;
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -69,10 +70,10 @@ impl Containerd {
         fs::write(&config, configuration(root)?)?;
         let log = File::create(log_file(root))?;
 
-        let made_shim_state = match fs::create_dir(Path::new("/run/containerd")) {
+        let made_shim_state = match fs::create_dir(shim_state()) {
             Ok(()) => true,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-            Err(error) => return Err(error).context("cannot make /run/containerd"),
+            Err(error) => return Err(error).context("cannot make a mount point for shim state"),
         };
         let cri = Arc::new(Cri::new(&socket_file(root))?);
         let mut command = Command::new(&programs.containerd);
@@ -83,9 +84,7 @@ impl Containerd {
             .env("PATH", SEARCH_PATH.join(":"))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
-            .stderr(log)
-            // Ctrl-C is for the tests; they stop containerd.
-            .process_group(0);
+            .stderr(log);
         // SAFETY: between fork and exec only async-signal-safe system calls run.
         unsafe { command.pre_exec(enter_private_mounts) };
         let process = command
@@ -193,7 +192,7 @@ impl Drop for Containerd {
         }
         if self.made_shim_state {
             // Only an empty directory: another containerd may have moved in.
-            let _ = fs::remove_dir("/run/containerd");
+            let _ = fs::remove_dir(shim_state());
         }
     }
 }
@@ -234,6 +233,10 @@ fn find_program(name: &str) -> Result<PathBuf> {
         .map(|directory| Path::new(directory).join(name))
         .find(|path| path.exists())
         .with_context(|| format!("{name} not found: apt-get install {PACKAGES}"))
+}
+
+fn shim_state() -> &'static Path {
+    Path::new(OsStr::from_bytes(SHIM_STATE.to_bytes()))
 }
 
 fn socket_file(root: &Path) -> PathBuf {
