@@ -73,7 +73,7 @@ impl fmt::Display for Lock {
 pub(crate) fn hash_sources(workspace: &Path) -> io::Result<String> {
     let mut hash = Sha256::new();
     for (name, path) in source_files(workspace)? {
-        let content = fs::read(&path).map_err(|error| named(&path, error))?;
+        let content = fs::read(&path).map_err(|error| named(&path, &error))?;
         // Lengths keep a file's end apart from the next file's name.
         for part in [name.as_bytes(), &content] {
             hash.update((part.len() as u64).to_le_bytes());
@@ -103,7 +103,7 @@ fn collect(name: String, path: &Path, files: &mut Vec<(String, PathBuf)>) -> io:
         files.push((name, path.to_owned()));
         return Ok(());
     }
-    for entry in fs::read_dir(path).map_err(|error| named(path, error))? {
+    for entry in fs::read_dir(path).map_err(|error| named(path, &error))? {
         let entry = entry?;
         let entry_name = entry.file_name().to_string_lossy().into_owned();
         // Hidden files are an editor's, not sources.
@@ -114,7 +114,7 @@ fn collect(name: String, path: &Path, files: &mut Vec<(String, PathBuf)>) -> io:
     Ok(())
 }
 
-fn named(path: &Path, error: io::Error) -> io::Error {
+fn named(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
@@ -134,7 +134,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for source in SOURCES {
             let path = dir.path().join(source);
-            if source.ends_with("src") || source.ends_with(".cargo") {
+            if path.ends_with("src") || path.ends_with(".cargo") {
                 fs::create_dir_all(&path).unwrap();
                 fs::write(path.join("file"), source).unwrap();
             } else {

@@ -14,20 +14,22 @@ use serde::Deserialize;
 use crate::{
     cache::Cache,
     cmd::{self, status},
+    rustc_wrapper,
     sources::{self, Lock},
     tools::{self, Toolchain},
     workspace::Workspace,
 };
 
-const TARGET: &str = "bpfel-unknown-none";
+/// Rust's name for little-endian BPF.
+pub(crate) const TARGET: &str = "bpfel-unknown-none";
 
 /// The name of the binary in `probe-ebpf`.
 const BINARY: &str = "oomprobe";
 
 /// Builds the object and its lock file in place.
-pub(crate) fn build() -> Result<()> {
+pub(crate) fn build(cache: &Cache) -> Result<()> {
     let workspace = Workspace::find()?;
-    let toolchain = Toolchain::ready(&Cache::open()?)?;
+    let toolchain = Toolchain::ready(cache)?;
     let object = Build {
         toolchain: &toolchain,
         sources: &workspace.root,
@@ -53,9 +55,9 @@ pub(crate) fn build() -> Result<()> {
 
 /// Builds the object from a copy of the sources in another directory and compares it with the
 /// committed one, which so proves to be both fresh and reproducible.
-pub(crate) fn check() -> Result<()> {
+pub(crate) fn check(cache: &Cache) -> Result<()> {
     let workspace = Workspace::find()?;
-    let toolchain = Toolchain::ready(&Cache::open()?)?;
+    let toolchain = Toolchain::ready(cache)?;
     let committed = fs::read(workspace.bpf_object())
         .with_context(|| format!("cannot read {}", workspace.bpf_object().display()))?;
     let lock = fs::read_to_string(workspace.bpf_lock())
@@ -86,17 +88,29 @@ pub(crate) fn check() -> Result<()> {
     )
 }
 
-/// `" (built with …, here …)"` for every tool whose version is not the one in the lock file.
+/// `" with the tools of this machine (…)"` if some version is not the one in the lock file, else nothing.
 fn tools_that_differ(lock: &Lock, toolchain: &Toolchain) -> String {
-    [
-        (lock.rustc.as_str(), toolchain.rustc.version.as_str()),
-        (&lock.llvm, &toolchain.rustc.llvm),
-        (&lock.bpf_linker, &toolchain.bpf_linker_version),
+    let differing: Vec<String> = [
+        (
+            "rustc",
+            lock.rustc.as_str(),
+            toolchain.rustc.version.as_str(),
+        ),
+        ("LLVM", &lock.llvm, &toolchain.rustc.llvm),
+        (
+            "bpf-linker",
+            &lock.bpf_linker,
+            &toolchain.bpf_linker_version,
+        ),
     ]
     .into_iter()
-    .filter(|(then, here)| then != here)
-    .map(|(then, here)| format!(" (it was built with {then}, here is {here})"))
-    .collect()
+    .filter(|(_, then, here)| then != here)
+    .map(|(tool, then, here)| format!("{tool} was `{then}`, is `{here}`"))
+    .collect();
+    if differing.is_empty() {
+        return String::new();
+    }
+    format!(" with the tools of this machine ({})", differing.join("; "))
 }
 
 /// A cargo command for `probe-ebpf` with all that a compilation for BPF needs.
@@ -109,6 +123,7 @@ pub(crate) fn cargo_for_bpf(toolchain: &Toolchain, sources: &Path, verb: &str) -
         // `-Z` on a stable toolchain.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags(toolchain, sources)?);
+    rustc_wrapper::apply_to(&mut cargo)?;
     Ok(cargo)
 }
 

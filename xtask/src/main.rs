@@ -5,15 +5,21 @@ mod cache;
 mod cmd;
 mod debian;
 mod ebpf;
+mod lint;
+mod rustc_wrapper;
 #[path = "../../probe-user/bpf/sources.rs"]
 mod sources;
+mod test;
 mod tools;
+mod user;
 mod workspace;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+
+use crate::cache::Cache;
 
 /// Builds, runs, tests and measures oomprobe.
 #[derive(Parser)]
@@ -29,11 +35,30 @@ enum Verb {
     BuildEbpf,
     /// Rebuild the BPF object elsewhere and compare it with the committed one
     CheckEbpf,
+    /// Build oomprobe as a static binary and print its path
+    Build {
+        /// Optimise, as for shipping
+        #[arg(long)]
+        release: bool,
+    },
+    /// Build oomprobe and run it on this machine
+    Run {
+        /// Arguments of oomprobe
+        #[arg(last = true, value_name = "ARGS")]
+        args: Vec<String>,
+    },
+    /// Check format, lints, documentation and dependencies
+    Lint,
+    /// Run all that a change must pass
+    Test,
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = rustc_wrapper::become_rustc_if_called() {
+        return code;
+    }
     match run(Cli::parse().verb) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -41,9 +66,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(verb: Verb) -> Result<()> {
+fn run(verb: Verb) -> Result<ExitCode> {
+    let cache = Cache::open()?;
     match verb {
-        Verb::BuildEbpf => ebpf::build(),
-        Verb::CheckEbpf => ebpf::check(),
+        Verb::BuildEbpf => ebpf::build(&cache)?,
+        Verb::CheckEbpf => ebpf::check(&cache)?,
+        Verb::Build { release } => println!("{}", user::build(release)?.display()),
+        Verb::Run { args } => return user::run(&args),
+        Verb::Lint => lint::all(&cache)?,
+        Verb::Test => test::run(&cache)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
