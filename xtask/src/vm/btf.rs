@@ -32,28 +32,40 @@ fn payload(vmlinuz: &[u8]) -> Result<&[u8]> {
 }
 
 fn decompress(payload: &[u8]) -> Result<Vec<u8>> {
-    // The build appends the uncompressed size, which these tools report as trailing garbage
-    // after having written everything: what they wrote counts, not how they ended.
-    let command: &[&str] = match payload {
-        [0xfd, b'7', b'z', ..] => &["xz", "-dcq", "--single-stream"],
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => &["zstd", "-dcq"],
-        [0x1f, 0x8b, ..] => &["gzip", "-dcq"],
+    // Behind all but gzip, which records it itself, the build appends the uncompressed size.
+    let without_size = payload.len().checked_sub(4).and_then(|end| payload.get(..end));
+    let (tool, data) = match payload {
+        [0x1f, 0x8b, ..] => ("gzip", Some(payload)),
+        [0xfd, b'7', b'z', ..] => ("xz", without_size),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => ("zstd", without_size),
+        [0x02, 0x21, 0x4c, 0x18, ..] => ("lz4", without_size),
         _ => bail!("unknown compression of the image: {:02x?}", payload.get(..4)),
     };
-    let mut tool = Command::new(command[0])
-        .args(&command[1..])
+    decompress_with(tool, data.context("truncated image")?)
+}
+
+/// Runs `data` through `tool -dc`.
+fn decompress_with(tool: &str, data: &[u8]) -> Result<Vec<u8>> {
+    let mut process = Command::new(tool)
+        .arg("-dc")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
-        .with_context(|| format!("run {}", command[0]))?;
-    let mut input = tool.stdin.take().context("stdin of the decompressor")?;
-    thread::scope(|scope| {
-        scope.spawn(move || input.write_all(payload));
-        tool.wait_with_output()
+        .with_context(|| format!("run {tool}"))?;
+    let mut input = process.stdin.take().with_context(|| format!("stdin of {tool}"))?;
+    let output = thread::scope(|scope| {
+        // Fails only if the tool ends early, which its status tells.
+        scope.spawn(move || input.write_all(data));
+        process.wait_with_output()
     })
-    .map(|output| output.stdout)
-    .with_context(|| format!("run {}", command[0]))
+    .with_context(|| format!("run {tool}"))?;
+    ensure!(
+        output.status.success(),
+        "{tool} cannot decompress it: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(output.stdout)
 }
 
 #[cfg(test)]

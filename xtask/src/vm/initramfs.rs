@@ -46,6 +46,24 @@ impl Initramfs {
         self.add_file(path, mode, &data).with_context(what)
     }
 
+    /// Adds the files of the host's directory `from` to the directory `path`; a missing one is empty.
+    pub(crate) fn add_host_files(&mut self, path: &str, from: &Path) -> Result<()> {
+        self.add_directory(path)?;
+        if !from.exists() {
+            return Ok(());
+        }
+        let what = || format!("read {}", from.display());
+        let mut entries = fs::read_dir(from)
+            .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
+            .with_context(what)?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let name = entry.file_name();
+            self.add_host_file(&format!("{path}/{}", name.to_string_lossy()), &entry.path())?;
+        }
+        Ok(())
+    }
+
     /// Adds a regular file owned by root, and the directories above it.
     pub(crate) fn add_file(&mut self, path: &str, mode: u32, data: &[u8]) -> Result<()> {
         let path = self.enter(path)?;

@@ -73,8 +73,10 @@ pub(crate) enum Accelerator {
 enum Event {
     Console(Vec<u8>),
     Frame(Kind, Vec<u8>),
-    /// The result port ended: with an error, or because QEMU did.
-    End(io::Result<()>),
+    /// The guest's `/init` runs.
+    Init,
+    /// The result port ended in the middle of something, or QEMU said why it ended.
+    Broken(String),
 }
 
 /// Boots `vmlinuz` with `initramfs` and hands every piece of output to `sink` as it arrives.
@@ -88,7 +90,7 @@ pub(crate) fn boot(
     machine: &Machine,
     keyboard: Option<Box<dyn Read + Send>>,
     console_log: &Path,
-    sink: &mut dyn FnMut(Stream, &[u8]) -> Result<()>,
+    sink: &mut dyn FnMut(Stream, &[u8]),
 ) -> Result<ExitStatus> {
     let log = File::create(console_log)
         .with_context(|| format!("create console log {}", console_log.display()))?;
@@ -189,6 +191,7 @@ struct Watch {
     console_line: Vec<u8>,
     /// The console line that condemned the guest.
     fatal: Option<String>,
+    init_runs: bool,
     output_bytes: u64,
 }
 
@@ -202,6 +205,7 @@ impl Watch {
             console: VecDeque::new(),
             console_line: Vec::new(),
             fatal: None,
+            init_runs: false,
             output_bytes: 0,
         }
     }
@@ -209,14 +213,14 @@ impl Watch {
     fn until_exit(
         &mut self,
         guest: &mut Guest,
-        sink: &mut dyn FnMut(Stream, &[u8]) -> Result<()>,
+        sink: &mut dyn FnMut(Stream, &[u8]),
     ) -> Result<ExitStatus> {
         let mut exit = None;
         loop {
             match self.next(guest)? {
                 Some(Event::Console(bytes)) => self.take_console(&bytes)?,
-                Some(Event::Frame(Kind::Stdout, bytes)) => self.pass(Stream::Stdout, &bytes, sink)?,
-                Some(Event::Frame(Kind::Stderr, bytes)) => self.pass(Stream::Stderr, &bytes, sink)?,
+                Some(Event::Frame(Kind::Stdout, bytes)) => self.pass(Stream::Stdout, &bytes, sink),
+                Some(Event::Frame(Kind::Stderr, bytes)) => self.pass(Stream::Stderr, &bytes, sink),
                 Some(Event::Frame(Kind::Exit, status)) => {
                     let status = <[u8; 4]>::try_from(status.as_slice())
                         .map_err(|_| anyhow!("exit status of {} bytes", status.len()))?;
@@ -226,10 +230,10 @@ impl Watch {
                 Some(Event::Frame(Kind::Failure, text)) => {
                     bail!("{}", String::from_utf8_lossy(&text));
                 }
-                Some(Event::End(Err(error))) if exit.is_none() && self.fatal.is_none() => {
-                    return Err(error).context("read the guest's results");
-                }
-                Some(Event::End(_)) => {}
+                Some(Event::Init) => self.init_runs = true,
+                // A crash explains itself on the console; what follows is only its echo.
+                Some(Event::Broken(_)) if exit.is_some() || self.fatal.is_some() => {}
+                Some(Event::Broken(why)) => bail!("{why}"),
                 // All is said, or the grace is over.
                 None => break,
             }
@@ -256,9 +260,9 @@ impl Watch {
             Err(RecvTimeoutError::Timeout) => bail!(
                 "no end after {} s: {}",
                 self.started.elapsed().as_secs(),
-                match self.output_bytes {
-                    0 => "the command had written nothing".to_owned(),
-                    bytes => format!("the command had written {bytes} bytes"),
+                match (self.init_runs, self.output_bytes) {
+                    (false, _) => "the kernel had not reached /init".to_owned(),
+                    (true, bytes) => format!("the command ran and had written {bytes} bytes"),
                 }
             ),
         }
@@ -268,10 +272,10 @@ impl Watch {
         &mut self,
         stream: Stream,
         bytes: &[u8],
-        sink: &mut dyn FnMut(Stream, &[u8]) -> Result<()>,
-    ) -> Result<()> {
+        sink: &mut dyn FnMut(Stream, &[u8]),
+    ) {
         self.output_bytes += bytes.len() as u64;
-        sink(stream, bytes)
+        sink(stream, bytes);
     }
 
     fn take_console(&mut self, bytes: &[u8]) -> Result<()> {
@@ -300,9 +304,8 @@ impl Watch {
         let rest = String::from_utf8_lossy(&self.console_line);
         for line in self.console.iter().map(String::as_str).chain([rest.as_ref()]) {
             // A guest can write anything to its console; a terminal must not obey it.
-            let printable = line.chars().filter(|c| *c == '\t' || !c.is_control());
-            tail.extend(["  | "].into_iter().map(String::from));
-            tail.extend(printable);
+            tail.push_str("  | ");
+            tail.extend(line.chars().filter(|c| *c == '\t' || !c.is_control()));
             tail.push('\n');
         }
         tail
@@ -318,30 +321,34 @@ fn read_console(mut console: UnixStream, events: &Sender<Event>) {
     }
 }
 
-/// Reads frames to their end, then QEMU's own complaint if the guest never said a word.
+/// Reads frames until the guest is gone, then what QEMU itself had to say.
 fn read_port(port: UnixStream, mut stderr: impl Read, events: &Sender<Event>) {
     let mut port = BufReader::new(port);
-    let mut result = protocol::read_hello(&mut port);
-    if result.is_err() {
+    let error = match relay_frames(&mut port, events) {
+        Ok(()) => None,
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
+        Err(error) => Some(format!("read the guest's results: {error}")),
+    };
+    let why = error.or_else(|| {
         let mut complaint = String::new();
         let _ = stderr.read_to_string(&mut complaint);
-        result = Err(io::Error::other(match complaint.trim() {
-            "" => "the guest never reached its /init".to_owned(),
-            complaint => complaint.to_owned(),
-        }));
+        let complaint = complaint.trim();
+        (!complaint.is_empty()).then(|| complaint.to_owned())
+    });
+    if let Some(why) = why {
+        let _ = events.send(Event::Broken(why));
     }
-    while result.is_ok() {
-        match protocol::read_frame(&mut port) {
-            Ok(Some((kind, payload))) => {
-                if events.send(Event::Frame(kind, payload)).is_err() {
-                    return;
-                }
-            }
-            Ok(None) => break,
-            Err(error) => result = Err(error),
+}
+
+fn relay_frames(port: &mut impl Read, events: &Sender<Event>) -> io::Result<()> {
+    protocol::read_hello(port)?;
+    let _ = events.send(Event::Init);
+    while let Some((kind, payload)) = protocol::read_frame(port)? {
+        if events.send(Event::Frame(kind, payload)).is_err() {
+            break;
         }
     }
-    let _ = events.send(Event::End(result));
+    Ok(())
 }
 
 /// Runs between fork and exec: QEMU keeps `inherited` and dies with the thread that started it.
