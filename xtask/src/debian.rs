@@ -261,7 +261,7 @@ fn parse_madison(line: &str, suite: &str) -> Option<Package> {
 }
 
 /// The package of the highest version, by Debian's own ordering.
-fn newest(packages: Vec<Package>) -> Result<Option<Package>> {
+pub(crate) fn newest(packages: Vec<Package>) -> Result<Option<Package>> {
     let mut newest: Option<Package> = None;
     for package in packages {
         let newer = match &newest {

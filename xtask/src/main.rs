@@ -12,6 +12,7 @@ mod sources;
 mod test;
 mod tools;
 mod user;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -41,12 +42,10 @@ enum Verb {
         #[arg(long)]
         release: bool,
     },
-    /// Build oomprobe and run it on this machine
-    Run {
-        /// Arguments of oomprobe
-        #[arg(last = true, value_name = "ARGS")]
-        args: Vec<String>,
-    },
+    /// Build oomprobe and run it, on this machine or in a guest
+    Run(user::RunArgs),
+    /// Run a command, or a shell, in a guest of any kernel of the matrix
+    Vm(vm::VmArgs),
     /// Check format, lints, documentation and dependencies
     Lint,
     /// Run all that a change must pass
@@ -72,7 +71,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::BuildEbpf => ebpf::build(&cache)?,
         Verb::CheckEbpf => ebpf::check(&cache)?,
         Verb::Build { release } => println!("{}", user::build(release)?.display()),
-        Verb::Run { args } => return user::run(&args),
+        Verb::Run(args) => return user::run(&cache, &args),
+        Verb::Vm(args) => return vm::vm(&cache, args),
         Verb::Lint => lint::all(&cache)?,
         Verb::Test => test::run(&cache)?,
     }

@@ -7,10 +7,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use clap::Args;
 
 use crate::{
+    cache::Cache,
     cmd::{self, status},
-    debian, tools,
+    debian, tools, vm,
     workspace::Workspace,
 };
 
@@ -34,8 +36,27 @@ pub(crate) fn build(release: bool) -> Result<PathBuf> {
     Ok(workspace.target.join(host).join(profile).join("oomprobe"))
 }
 
+/// What to run, and where.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Run in a guest of this kernel, the newest if none is named
+    #[arg(long, value_name = "KERNEL", num_args = 0..=1, default_missing_value = "newest")]
+    vm: Option<String>,
+    /// Arguments of oomprobe
+    #[arg(last = true, value_name = "ARGS")]
+    args: Vec<String>,
+}
+
+/// Builds `oomprobe` and runs it; the exit code is its own.
+pub(crate) fn run(cache: &Cache, args: &RunArgs) -> Result<ExitCode> {
+    match &args.vm {
+        Some(kernel) => vm::run(cache, kernel, &build(true)?, &args.args),
+        None => run_here(&args.args),
+    }
+}
+
 /// Becomes `oomprobe` with these arguments, as root.
-pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
+fn run_here(args: &[String]) -> Result<ExitCode> {
     let in_guest = format!(
         "run it in a guest with `cargo xtask run --vm -- {}`",
         args.join(" ")
