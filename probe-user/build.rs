@@ -4,7 +4,6 @@
 use std::{fs, path::Path};
 
 #[path = "bpf/sources.rs"]
-#[expect(dead_code, reason = "only xtask needs the tool versions")]
 mod sources;
 
 const REBUILD: &str = "run `cargo xtask build-ebpf`";
