@@ -38,7 +38,12 @@ pub(crate) struct VmArgs {
     timeout: u64,
 
     /// Words for the kernel's command line.
-    #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "WORDS",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
     append: String,
 
     /// Put a file of the host into the guest; may be repeated.
@@ -66,9 +71,15 @@ pub(crate) fn vm(cache: &Cache, args: VmArgs) -> Result<ExitCode> {
 }
 
 /// `cargo xtask run --vm KERNEL -- ARGS`: runs the static program `oomprobe` with `args`.
-pub(crate) fn run(cache: &Cache, kernel: &str, oomprobe: &Path, args: &[String]) -> Result<ExitCode> {
+pub(crate) fn run(
+    cache: &Cache,
+    kernel: &str,
+    oomprobe: &Path,
+    args: &[String],
+) -> Result<ExitCode> {
     let mut job = Job::new(std::iter::once("oomprobe").chain(args.iter().map(String::as_str)));
-    job.files.push((oomprobe.to_owned(), "bin/oomprobe".to_owned()));
+    job.files
+        .push((oomprobe.to_owned(), "bin/oomprobe".to_owned()));
     run_job(cache, kernel, job)
 }
 
@@ -85,9 +96,17 @@ fn run_job(cache: &Cache, kernel: &str, mut job: Job) -> Result<ExitCode> {
         if let Ok(term) = std::env::var("TERM") {
             job.env.insert("TERM".to_owned(), term);
         }
-        eprintln!("shell in a guest with kernel {}; `exit` ends it", kernel.label);
+        eprintln!(
+            "shell in a guest with kernel {}; `exit` ends it",
+            kernel.label
+        );
         let _raw = RawTerminal::enter().context("take over the terminal")?;
-        vm.boot(&kernel, &job, Some((size, Box::new(io::stdin()))), &mut pass_through)?
+        vm.boot(
+            &kernel,
+            &job,
+            Some((size, Box::new(io::stdin()))),
+            &mut pass_through,
+        )?
     } else {
         vm.stream(&kernel, &job, &mut pass_through)?
     };
@@ -113,15 +132,18 @@ fn pass_through(stream: Stream, bytes: &[u8]) {
 
 /// The code a shell would show.
 fn exit_code(status: ExitStatus) -> ExitCode {
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
-    code.and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok())
+        .map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 fn list(cache: &Cache, matrix: &Matrix) -> Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{:6} {:8} {:48} VERSION", "LABEL", "STATE", "PACKAGE")?;
     for series in &matrix.series {
-        let (state, package, version) = match (matrix.cached(cache, series), series.available(cache)) {
+        let (state, package, version) = match (series.cached(cache), series.available(cache)) {
             (Some(cached), Ok(newest)) if !cached.is_from(&newest) => {
                 ("outdated", newest.name, newest.version)
             }

@@ -33,13 +33,20 @@ pub(super) fn build() -> Result<Built> {
     let output = Command::new("cargo")
         .args(["build", "--quiet", "--release", "--target", TARGET])
         .args(["--package", "oomprobe-tests", "--bin", "vm-init"])
-        .args(["--message-format", "json-render-diagnostics", "--manifest-path"])
+        .args([
+            "--message-format",
+            "json-render-diagnostics",
+            "--manifest-path",
+        ])
         .arg(manifest)
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
         .stderr(Stdio::inherit())
         .output()
         .context("run cargo")?;
-    ensure!(output.status.success(), "cargo could not build vm-init, the guest's /init");
+    ensure!(
+        output.status.success(),
+        "cargo could not build vm-init, the guest's /init"
+    );
     let vm_init = String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|line| serde_json::from_str::<Message>(line).ok()?.executable)
@@ -48,7 +55,10 @@ pub(super) fn build() -> Result<Built> {
 
     // <target directory>/<target>/release/vm-init
     let oomprobe = vm_init.with_file_name("oomprobe");
-    let target_dir = vm_init.ancestors().nth(3).context("cargo's target directory")?;
+    let target_dir = vm_init
+        .ancestors()
+        .nth(3)
+        .context("cargo's target directory")?;
     Ok(Built {
         oomprobe: (oomprobe.is_file() && is_static(&oomprobe)?).then_some(oomprobe),
         logs: target_dir.join("vm"),

@@ -88,8 +88,14 @@ impl Vm {
         debian::ensure_installed(
             "boot guests",
             &[
-                Tool { program: "qemu-system-x86_64", package: "qemu-system-x86" },
-                Tool { program: "busybox", package: "busybox-static" },
+                Tool {
+                    program: "qemu-system-x86_64",
+                    package: "qemu-system-x86",
+                },
+                Tool {
+                    program: "busybox",
+                    package: "busybox-static",
+                },
             ],
         )?;
         let busybox = cmd::find_in_path("busybox").context("busybox is gone")?;
@@ -106,7 +112,11 @@ impl Vm {
         }
         fs::create_dir_all(&built.logs)
             .with_context(|| format!("create {}", built.logs.display()))?;
-        Ok(Self { base, logs: built.logs, accelerator: OnceCell::new() })
+        Ok(Self {
+            base,
+            logs: built.logs,
+            accelerator: OnceCell::new(),
+        })
     }
 
     /// Runs `job` under `kernel` and hands output to `sink` as it comes, in pieces of any size.
@@ -153,12 +163,18 @@ impl Vm {
         })?;
         let console = fs::read(self.console_log(kernel)).context("read the console log")?;
         let console = String::from_utf8_lossy(&console).into_owned();
-        Ok(Output { status, stdout, stderr, console })
+        Ok(Output {
+            status,
+            stdout,
+            stderr,
+            console,
+        })
     }
 
     /// Where the console of the last guest with `kernel` is logged.
     pub(crate) fn console_log(&self, kernel: &Kernel) -> PathBuf {
-        self.logs.join(format!("{}.console.log", kernel.file_stem()))
+        self.logs
+            .join(format!("{}.console.log", kernel.file_stem()))
     }
 
     fn boot(
@@ -171,8 +187,18 @@ impl Vm {
         let (size, keyboard) = terminal.unzip();
         let initramfs = self.initramfs(kernel, job, size)?;
         let log = self.console_log(kernel);
-        let accelerator = *self.accelerator.get_or_init(|| self.choose_accelerator(kernel));
-        qemu::boot(accelerator, &kernel.vmlinuz, &initramfs, &job.machine, keyboard, &log, sink)
+        let accelerator = *self
+            .accelerator
+            .get_or_init(|| self.choose_accelerator(kernel));
+        qemu::boot(
+            accelerator,
+            &kernel.vmlinuz,
+            &initramfs,
+            &job.machine,
+            keyboard,
+            &log,
+            sink,
+        )
     }
 
     fn initramfs(
@@ -204,7 +230,12 @@ impl Vm {
     /// KVM where a guest really runs in it: a device that opens is not enough (some clouds'
     /// paravirtual KVM refuses ordinary guests).
     fn choose_accelerator(&self, kernel: &Kernel) -> Accelerator {
-        if File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        if File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .is_err()
+        {
             return Accelerator::Tcg;
         }
         let mut job = Job::new(["true"]);

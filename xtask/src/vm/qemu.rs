@@ -98,9 +98,9 @@ pub(crate) fn boot(
     let mut watch = Watch::new(log, machine.timeout);
     let result = watch.until_exit(&mut guest, sink);
     drop(guest);
-    result.with_context(|| {
-        format!(
-            "guest with kernel {} failed; its console, also in {}, ends with:\n{}",
+    result.map_err(|error| {
+        anyhow!(
+            "guest with kernel {}: {error:#}\nthe end of its console, {}:\n{}",
             vmlinuz.display(),
             console_log.display(),
             watch.console_tail()
@@ -133,18 +133,37 @@ impl Guest {
             .args(["-accel", accelerator.as_argument()])
             .args(["-smp", &machine.cpus.to_string()])
             .args(["-m", &machine.memory_mib.to_string()])
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-no-reboot",
+            ])
             .arg("-kernel")
             .arg(vmlinuz)
             .args(["-initrd", &format!("/proc/self/fd/{}", initrd.as_raw_fd())])
-            .args(["-append", &format!("{KERNEL_COMMAND_LINE} {}", machine.append)]);
+            .args([
+                "-append",
+                &format!("{KERNEL_COMMAND_LINE} {}", machine.append),
+            ]);
         for (name, socket) in [("console", &qemu_console), ("port", &qemu_port)] {
             command
-                .args(["-chardev", &format!("socket,id={name},fd={}", socket.as_raw_fd())])
+                .args([
+                    "-chardev",
+                    &format!("socket,id={name},fd={}", socket.as_raw_fd()),
+                ])
                 .args(["-serial", &format!("chardev:{name}")]);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let inherited = [qemu_console.as_raw_fd(), qemu_port.as_raw_fd(), initrd.as_raw_fd()];
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let inherited = [
+            qemu_console.as_raw_fd(),
+            qemu_port.as_raw_fd(),
+            initrd.as_raw_fd(),
+        ];
         // SAFETY: only async-signal-safe calls between fork and exec.
         unsafe { command.pre_exec(move || prepare_child(inherited)) };
         let mut qemu = command.spawn().context("start qemu-system-x86_64")?;
@@ -248,9 +267,9 @@ impl Watch {
     fn next(&self, guest: &Guest) -> Result<Option<Event>> {
         let timeout_at = self.timeout.map(|timeout| self.started + timeout);
         let received = match self.last_words_until.or(timeout_at) {
-            Some(until) => {
-                guest.events.recv_timeout(until.saturating_duration_since(Instant::now()))
-            }
+            Some(until) => guest
+                .events
+                .recv_timeout(until.saturating_duration_since(Instant::now())),
             None => guest.events.recv().map_err(RecvTimeoutError::from),
         };
         match received {
@@ -268,12 +287,7 @@ impl Watch {
         }
     }
 
-    fn pass(
-        &mut self,
-        stream: Stream,
-        bytes: &[u8],
-        sink: &mut dyn FnMut(Stream, &[u8]),
-    ) {
+    fn pass(&mut self, stream: Stream, bytes: &[u8], sink: &mut dyn FnMut(Stream, &[u8])) {
         self.output_bytes += bytes.len() as u64;
         sink(stream, bytes);
     }
@@ -285,7 +299,9 @@ impl Watch {
                 self.console_line.push(byte);
                 continue;
             }
-            let line = String::from_utf8_lossy(&self.console_line).trim_end().to_owned();
+            let line = String::from_utf8_lossy(&self.console_line)
+                .trim_end()
+                .to_owned();
             self.console_line.clear();
             if self.fatal.is_none() && FATAL_CONSOLE.iter().any(|mark| line.contains(mark)) {
                 self.fatal = Some(line.clone());
@@ -302,7 +318,8 @@ impl Watch {
     fn console_tail(&self) -> String {
         let mut tail = String::new();
         let rest = String::from_utf8_lossy(&self.console_line);
-        for line in self.console.iter().map(String::as_str).chain([rest.as_ref()]) {
+        let rest = (!rest.is_empty()).then_some(rest.as_ref());
+        for line in self.console.iter().map(String::as_str).chain(rest) {
             // A guest can write anything to its console; a terminal must not obey it.
             tail.push_str("  | ");
             tail.extend(line.chars().filter(|c| *c == '\t' || !c.is_control()));
