@@ -4,12 +4,23 @@ mod apt_sources;
 mod cache;
 mod cmd;
 mod debian;
+mod ebpf;
+mod lint;
+mod rustc_wrapper;
+#[path = "../../probe-user/bpf/sources.rs"]
+mod sources;
+mod test;
+mod tools;
+mod user;
 mod vm;
+mod workspace;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+
+use crate::cache::Cache;
 
 /// Builds, runs, tests and measures oomprobe.
 #[derive(Parser)]
@@ -21,11 +32,30 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Build the BPF object that is committed and embedded
+    BuildEbpf,
+    /// Rebuild the BPF object elsewhere and compare it with the committed one
+    CheckEbpf,
+    /// Build oomprobe as a static binary and print its path
+    Build {
+        /// Optimise, as for shipping
+        #[arg(long)]
+        release: bool,
+    },
+    /// Build oomprobe and run it, on this machine or in a guest
+    Run(user::RunArgs),
     /// Run a command, or a shell, in a guest of any kernel of the matrix
     Vm(vm::VmArgs),
+    /// Check format, lints, documentation and dependencies
+    Lint,
+    /// Run all that a change must pass
+    Test,
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = rustc_wrapper::become_rustc_if_called() {
+        return code;
+    }
     match run(Cli::parse().verb) {
         Ok(code) => code,
         Err(error) => {
@@ -36,7 +66,15 @@ fn main() -> ExitCode {
 }
 
 fn run(verb: Verb) -> Result<ExitCode> {
+    let cache = Cache::open()?;
     match verb {
-        Verb::Vm(args) => vm::vm(&cache::Cache::open()?, args),
+        Verb::BuildEbpf => ebpf::build(&cache)?,
+        Verb::CheckEbpf => ebpf::check(&cache)?,
+        Verb::Build { release } => println!("{}", user::build(release)?.display()),
+        Verb::Run(args) => return user::run(&cache, &args),
+        Verb::Vm(args) => return vm::vm(&cache, args),
+        Verb::Lint => lint::all(&cache)?,
+        Verb::Test => test::run(&cache)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
