@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use super::check::check;
 use super::kernels::Matrix;
 use super::terminal::{self, RawTerminal};
 use super::{Job, Stream, Vm};
@@ -18,12 +19,16 @@ use crate::cache::Cache;
 #[derive(Debug, Args)]
 pub(crate) struct VmArgs {
     /// Label of the matrix, `newest`, or path of a vmlinuz.
-    #[arg(required_unless_present = "list")]
+    #[arg(required_unless_present_any = ["list", "check"])]
     kernel: Option<String>,
 
     /// List the kernels of the matrix.
     #[arg(long, conflicts_with = "kernel")]
     list: bool,
+
+    /// Boot the kernel, or each of the matrix, and check that output and exit code come back.
+    #[arg(long, conflicts_with_all = ["list", "command"])]
+    check: bool,
 
     /// Memory of the guest in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
@@ -58,6 +63,14 @@ pub(crate) struct VmArgs {
 /// `cargo xtask vm`: the exit code is the command's.
 pub(crate) fn vm(cache: &Cache, args: VmArgs) -> Result<ExitCode> {
     let matrix = Matrix::load()?;
+    if args.check {
+        let all = matrix.series.iter().map(|series| series.label.as_str());
+        let kernels: Vec<&str> = match &args.kernel {
+            Some(kernel) => vec![kernel],
+            None => all.collect(),
+        };
+        return check(cache, &kernels).map(|()| ExitCode::SUCCESS);
+    }
     let Some(kernel) = args.kernel else {
         return list(cache, &matrix).map(|()| ExitCode::SUCCESS);
     };
