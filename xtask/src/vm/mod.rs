@@ -98,7 +98,7 @@ impl Vm {
             "boot guests",
             &[
                 Tool {
-                    program: "qemu-system-x86_64",
+                    program: qemu::QEMU,
                     package: "qemu-system-x86",
                 },
                 Tool {
@@ -197,9 +197,7 @@ impl Vm {
         let (size, keyboard) = terminal.unzip();
         let initramfs = self.initramfs(kernel, job, size)?;
         let log = self.console_log(kernel);
-        let accelerator = *self
-            .accelerator
-            .get_or_init(|| self.choose_accelerator(kernel));
+        let accelerator = self.accelerator(kernel)?;
         qemu::boot(
             accelerator,
             &kernel.vmlinuz,
@@ -237,16 +235,29 @@ impl Vm {
         archive.finish()
     }
 
-    /// KVM where a guest really runs in it: a device that opens is not enough (some clouds'
-    /// paravirtual KVM refuses ordinary guests).
-    fn choose_accelerator(&self, kernel: &Kernel) -> Accelerator {
+    /// The fastest way to run guests here, found out once.
+    fn accelerator(&self, kernel: &Kernel) -> Result<Accelerator> {
+        if let Some(known) = self.accelerator.get() {
+            return Ok(*known);
+        }
+        let chosen = if self.kvm_works(kernel) {
+            Accelerator::Kvm
+        } else {
+            Accelerator::emulation()?
+        };
+        Ok(*self.accelerator.get_or_init(|| chosen))
+    }
+
+    /// Whether a guest really runs in KVM. A device that opens is not enough: some clouds'
+    /// paravirtual KVM refuses ordinary guests.
+    fn kvm_works(&self, kernel: &Kernel) -> bool {
         if File::options()
             .read(true)
             .write(true)
             .open("/dev/kvm")
             .is_err()
         {
-            return Accelerator::Tcg;
+            return false;
         }
         let mut job = Job::new(["true"]);
         job.machine.timeout = Some(KVM_PROOF);
@@ -262,10 +273,7 @@ impl Vm {
                 &mut |_, _| {},
             )
         });
-        match proof {
-            Ok(status) if status.success() => Accelerator::Kvm,
-            _ => Accelerator::Tcg,
-        }
+        proof.is_ok_and(|status| status.success())
     }
 }
 

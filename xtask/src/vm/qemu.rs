@@ -15,6 +15,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::protocol::{self, Kind};
+use crate::cmd;
+
+/// The program that runs guests.
+pub(super) const QEMU: &str = "qemu-system-x86_64";
 
 /// Kernel command line of every guest.
 ///
@@ -66,7 +70,10 @@ pub(crate) enum Stream {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Accelerator {
     Kvm,
+    /// One thread per processor.
     Tcg,
+    /// All processors take turns on one thread.
+    TcgSingle,
 }
 
 /// What moves between the threads that read from QEMU and the one that decides.
@@ -127,7 +134,7 @@ impl Guest {
         let (port, qemu_port) = UnixStream::pair().context("create socket pair")?;
         let initrd = unnamed_file(initramfs).context("hold the initramfs in memory")?;
 
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = Command::new(QEMU);
         command
             .args(["-machine", "q35", "-cpu", "max"])
             .args(["-accel", accelerator.as_argument()])
@@ -166,7 +173,7 @@ impl Guest {
         ];
         // SAFETY: only async-signal-safe calls between fork and exec.
         unsafe { command.pre_exec(move || prepare_child(inherited)) };
-        let mut qemu = command.spawn().context("start qemu-system-x86_64")?;
+        let mut qemu = command.spawn().with_context(|| format!("start {QEMU}"))?;
 
         let (sender, events) = mpsc::channel();
         let console_sender = sender.clone();
@@ -195,7 +202,23 @@ impl Accelerator {
         match self {
             Self::Kvm => "kvm",
             Self::Tcg => "tcg,thread=multi",
+            Self::TcgSingle => "tcg,thread=single",
         }
+    }
+
+    /// The emulation to use with this machine's QEMU.
+    ///
+    /// Before 8.1 a processor may translate code that another one is patching: kernels that flip
+    /// a static key then die of an `int3`, about once in 30 boots. Taking turns, they cannot.
+    pub(crate) fn emulation() -> Result<Self> {
+        let version = cmd::output(Command::new(QEMU).arg("--version"))?;
+        let version = parse_version(&version)
+            .with_context(|| format!("`{QEMU} --version` says {version:?}"))?;
+        Ok(if version < (8, 1) {
+            Self::TcgSingle
+        } else {
+            Self::Tcg
+        })
     }
 }
 
@@ -368,6 +391,15 @@ fn relay_frames(port: &mut impl Read, events: &Sender<Event>) -> io::Result<()> 
     Ok(())
 }
 
+/// Major and minor number in `QEMU emulator version 7.2.22 (Debian …)`.
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text
+        .split_once("version ")?
+        .1
+        .split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
 /// Runs between fork and exec: QEMU keeps `inherited` and dies with the thread that started it.
 fn prepare_child(inherited: [RawFd; 3]) -> io::Result<()> {
     for fd in inherited {
@@ -391,4 +423,46 @@ fn unnamed_file(data: &[u8]) -> Result<File> {
     let mut file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
     file.write_all(data)?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        let debian = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright";
+        assert_eq!(parse_version(debian), Some((7, 2)));
+        assert_eq!(parse_version("QEMU emulator version 10.0.3"), Some((10, 0)));
+        assert_eq!(parse_version("QEMU emulator version unknown"), None);
+    }
+
+    fn watch_after(console: &[u8]) -> Watch {
+        let mut watch = Watch::new(tempfile::tempfile().unwrap(), None);
+        for piece in console.chunks(7) {
+            watch.take_console(piece).unwrap();
+        }
+        watch
+    }
+
+    #[test]
+    fn a_crash_on_the_console_condemns_the_guest_even_in_pieces() {
+        let crash = b"[ 1.0] fine\r\n[ 2.0] Kernel panic - not syncing: x\r\nCall Trace:\r\n";
+        let watch = watch_after(crash);
+        assert_eq!(
+            watch.fatal.as_deref(),
+            Some("[ 2.0] Kernel panic - not syncing: x")
+        );
+        assert!(watch.last_words_until.is_some());
+        assert!(watch_after(b"debugging\r\nKernel pan").fatal.is_none());
+    }
+
+    #[test]
+    fn the_tail_is_short_and_cannot_command_a_terminal() {
+        let mut console = "old\r\n".repeat(100).into_bytes();
+        console.extend_from_slice(b"\x1b[2Jlast\r\nunfinished");
+        let tail = watch_after(&console).console_tail();
+        assert!(tail.ends_with("  | [2Jlast\n  | unfinished\n"), "{tail}");
+        assert_eq!(tail.lines().count(), TAIL_LINES + 1);
+    }
 }
