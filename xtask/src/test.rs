@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use crate::{
     cache::Cache,
     cmd::{self, status},
-    ebpf, lint, tools,
+    ebpf, lint, tools, vm,
     workspace::Workspace,
 };
 
@@ -36,6 +36,10 @@ const STEPS: &[Step] = &[
     Step {
         name: "unit and property tests",
         run: |_, workspace| unit_tests(workspace),
+    },
+    Step {
+        name: "guests give back what their command says",
+        run: |cache, _| vm::check(cache, &["5.10", "newest"]),
     },
 ];
 

@@ -17,7 +17,10 @@ use protocol::{Kind, Spec, TerminalSize};
 
 // The host side lives in xtask, which must build even when the tests do not.
 #[path = "../../../xtask/src/vm/protocol.rs"]
-#[expect(dead_code, reason = "the reading half is the host's")]
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the reading half is the host's")
+)]
 mod protocol;
 
 /// Port of the framed stream to the host.
@@ -42,8 +45,10 @@ fn main() {
 }
 
 fn run() -> Result<i32> {
-    // SAFETY: getpid has no preconditions.
-    ensure!(unsafe { libc::getpid() } == 1, "this program is the /init of a test guest");
+    ensure!(
+        std::process::id() == 1,
+        "this program is the /init of a test guest"
+    );
     mount("devtmpfs", "/dev").context("nothing works without /dev")?;
     open_host_port()?;
     mount("proc", "/proc")?;
@@ -85,15 +90,24 @@ fn run_command(spec: &Spec) -> Result<i32> {
         .env("TERM", "linux")
         .envs(&spec.env)
         .current_dir(&spec.cwd);
-    let terminal = spec.terminal.map(|size| attach_terminal(&mut command, size)).transpose()?;
+    let terminal = spec
+        .terminal
+        .map(|size| attach_terminal(&mut command, size))
+        .transpose()?;
     if terminal.is_none() {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
     }
 
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
-            let text = format!("vm-init: cannot run {program:?} in {:?}: {error}\n", spec.cwd);
+            let text = format!(
+                "vm-init: cannot run {program:?} in {:?}: {error}\n",
+                spec.cwd
+            );
             send(Kind::Stderr, text.as_bytes())?;
             return Ok(CANNOT_RUN);
         }
@@ -129,7 +143,10 @@ fn reap_until(pid: libc::pid_t) -> Result<i32> {
             ended if ended == pid => return Ok(status),
             -1 => {
                 let error = io::Error::last_os_error();
-                ensure!(error.kind() == io::ErrorKind::Interrupted, "waitpid: {error}");
+                ensure!(
+                    error.kind() == io::ErrorKind::Interrupted,
+                    "waitpid: {error}"
+                );
             }
             _orphan => {}
         }
@@ -151,7 +168,9 @@ fn relay(kind: Kind, mut from: impl Read + Send + 'static) -> JoinHandle<()> {
 
 /// Copies what the host types to the command's terminal.
 fn relay_keyboard(mut terminal: File) {
-    let Ok(mut host) = File::open("/dev/ttyS1") else { return };
+    let Ok(mut host) = File::open("/dev/ttyS1") else {
+        return;
+    };
     let _ = io::copy(&mut host, &mut terminal);
 }
 
@@ -174,12 +193,19 @@ fn attach_terminal(command: &mut Command, size: TerminalSize) -> Result<File> {
             &raw const window,
         )
     };
-    ensure!(failed == 0, "open a terminal: {}", io::Error::last_os_error());
+    ensure!(
+        failed == 0,
+        "open a terminal: {}",
+        io::Error::last_os_error()
+    );
     // SAFETY: openpty just returned both descriptors; nothing else owns them.
     let (master, slave) = unsafe { (File::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
     set_close_on_exec(&master)?;
     set_close_on_exec(&slave)?;
-    command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
+    command
+        .stdin(slave.try_clone()?)
+        .stdout(slave.try_clone()?)
+        .stderr(slave);
     // SAFETY: only async-signal-safe calls between fork and exec.
     unsafe {
         command.pre_exec(|| {
@@ -216,7 +242,8 @@ fn open_host_port() -> Result<()> {
         }
     };
     ensure!(!failed, "set up /dev/ttyS1: {}", io::Error::last_os_error());
-    port.write_all(protocol::HELLO).context("say hello to the host")?;
+    port.write_all(protocol::HELLO)
+        .context("say hello to the host")?;
     let _ = HOST.set(Mutex::new(port));
     Ok(())
 }
@@ -232,9 +259,19 @@ fn mount(fs: &str, target: &str) -> Result<()> {
     let (source, path) = (CString::new(fs)?, CString::new(target)?);
     // SAFETY: both strings are NUL-terminated and live through the call; data may be null.
     let failed = unsafe {
-        libc::mount(source.as_ptr(), path.as_ptr(), source.as_ptr(), 0, std::ptr::null())
+        libc::mount(
+            source.as_ptr(),
+            path.as_ptr(),
+            source.as_ptr(),
+            0,
+            std::ptr::null(),
+        )
     };
-    ensure!(failed == 0, "mount {fs} on {target}: {}", io::Error::last_os_error());
+    ensure!(
+        failed == 0,
+        "mount {fs} on {target}: {}",
+        io::Error::last_os_error()
+    );
     Ok(())
 }
 
@@ -243,8 +280,11 @@ fn enable_controllers() -> Result<()> {
     let available = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")?;
     for controller in available.split_whitespace() {
         if ["memory", "pids", "cpu", "io", "cpuset"].contains(&controller) {
-            fs::write("/sys/fs/cgroup/cgroup.subtree_control", format!("+{controller}"))
-                .with_context(|| format!("+{controller}"))?;
+            fs::write(
+                "/sys/fs/cgroup/cgroup.subtree_control",
+                format!("+{controller}"),
+            )
+            .with_context(|| format!("+{controller}"))?;
         }
     }
     Ok(())
@@ -283,7 +323,10 @@ fn say(text: &str) {
 fn fail(text: &str) -> ! {
     say(text);
     let text = text.as_bytes();
-    let _ = send(Kind::Failure, &text[..text.len().min(protocol::FRAME_MAX_BYTES)]);
+    let _ = send(
+        Kind::Failure,
+        &text[..text.len().min(protocol::FRAME_MAX_BYTES)],
+    );
     power_off()
 }
 

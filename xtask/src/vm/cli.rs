@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use super::check::check;
 use super::kernels::Matrix;
 use super::terminal::{self, RawTerminal};
 use super::{Job, Stream, Vm};
@@ -18,12 +19,16 @@ use crate::cache::Cache;
 #[derive(Debug, Args)]
 pub(crate) struct VmArgs {
     /// Label of the matrix, `newest`, or path of a vmlinuz.
-    #[arg(required_unless_present = "list")]
+    #[arg(required_unless_present_any = ["list", "check"])]
     kernel: Option<String>,
 
     /// List the kernels of the matrix.
     #[arg(long, conflicts_with = "kernel")]
     list: bool,
+
+    /// Boot the kernel, or each of the matrix, and check that output and exit code come back.
+    #[arg(long, conflicts_with_all = ["list", "command"])]
+    check: bool,
 
     /// Memory of the guest in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
@@ -38,7 +43,12 @@ pub(crate) struct VmArgs {
     timeout: u64,
 
     /// Words for the kernel's command line.
-    #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "WORDS",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
     append: String,
 
     /// Put a file of the host into the guest; may be repeated.
@@ -53,6 +63,14 @@ pub(crate) struct VmArgs {
 /// `cargo xtask vm`: the exit code is the command's.
 pub(crate) fn vm(cache: &Cache, args: VmArgs) -> Result<ExitCode> {
     let matrix = Matrix::load()?;
+    if args.check {
+        let all = matrix.series.iter().map(|series| series.label.as_str());
+        let kernels: Vec<&str> = match &args.kernel {
+            Some(kernel) => vec![kernel],
+            None => all.collect(),
+        };
+        return check(cache, &kernels).map(|()| ExitCode::SUCCESS);
+    }
     let Some(kernel) = args.kernel else {
         return list(cache, &matrix).map(|()| ExitCode::SUCCESS);
     };
@@ -66,9 +84,15 @@ pub(crate) fn vm(cache: &Cache, args: VmArgs) -> Result<ExitCode> {
 }
 
 /// `cargo xtask run --vm KERNEL -- ARGS`: runs the static program `oomprobe` with `args`.
-pub(crate) fn run(cache: &Cache, kernel: &str, oomprobe: &Path, args: &[String]) -> Result<ExitCode> {
+pub(crate) fn run(
+    cache: &Cache,
+    kernel: &str,
+    oomprobe: &Path,
+    args: &[String],
+) -> Result<ExitCode> {
     let mut job = Job::new(std::iter::once("oomprobe").chain(args.iter().map(String::as_str)));
-    job.files.push((oomprobe.to_owned(), "bin/oomprobe".to_owned()));
+    job.files
+        .push((oomprobe.to_owned(), "bin/oomprobe".to_owned()));
     run_job(cache, kernel, job)
 }
 
@@ -85,9 +109,17 @@ fn run_job(cache: &Cache, kernel: &str, mut job: Job) -> Result<ExitCode> {
         if let Ok(term) = std::env::var("TERM") {
             job.env.insert("TERM".to_owned(), term);
         }
-        eprintln!("shell in a guest with kernel {}; `exit` ends it", kernel.label);
+        eprintln!(
+            "shell in a guest with kernel {}; `exit` ends it",
+            kernel.label
+        );
         let _raw = RawTerminal::enter().context("take over the terminal")?;
-        vm.boot(&kernel, &job, Some((size, Box::new(io::stdin()))), &mut pass_through)?
+        vm.boot(
+            &kernel,
+            &job,
+            Some((size, Box::new(io::stdin()))),
+            &mut pass_through,
+        )?
     } else {
         vm.stream(&kernel, &job, &mut pass_through)?
     };
@@ -113,15 +145,18 @@ fn pass_through(stream: Stream, bytes: &[u8]) {
 
 /// The code a shell would show.
 fn exit_code(status: ExitStatus) -> ExitCode {
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
-    code.and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok())
+        .map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 fn list(cache: &Cache, matrix: &Matrix) -> Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{:6} {:8} {:48} VERSION", "LABEL", "STATE", "PACKAGE")?;
     for series in &matrix.series {
-        let (state, package, version) = match (matrix.cached(cache, series), series.available(cache)) {
+        let (state, package, version) = match (series.cached(cache), series.available(cache)) {
             (Some(cached), Ok(newest)) if !cached.is_from(&newest) => {
                 ("outdated", newest.name, newest.version)
             }

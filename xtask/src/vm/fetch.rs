@@ -27,9 +27,18 @@ pub(super) fn fetch(
     debian::ensure_installed(
         "unpack kernels",
         &[
-            Tool { program: "xz", package: "xz-utils" },
-            Tool { program: "zstd", package: "zstd" },
-            Tool { program: "lz4", package: "lz4" },
+            Tool {
+                program: "xz",
+                package: "xz-utils",
+            },
+            Tool {
+                program: "zstd",
+                package: "zstd",
+            },
+            Tool {
+                program: "lz4",
+                package: "lz4",
+            },
         ],
     )?;
     fs::create_dir_all(to).with_context(|| format!("create {}", to.display()))?;
@@ -45,15 +54,25 @@ pub(super) fn fetch(
     // superseded series before its image, so they may be gone.
     let mut missing = Vec::new();
     for (part, other, find) in [
-        ("modules", "linux-modules", find_modules as fn(&Path, &str) -> Option<PathBuf>),
+        (
+            "modules",
+            "linux-modules",
+            find_modules as fn(&Path, &str) -> Option<PathBuf>,
+        ),
         ("config", "linux-base", find_config),
     ] {
         if find_in(&trees, &release, find).is_none() {
-            let name = format!("{other}-{}", release.replace('.', r"\.").replace('+', r"\+"));
+            let name = format!(
+                "{other}-{}",
+                release.replace('.', r"\.").replace('+', r"\+")
+            );
             match debian.newest(&package.suite, &name) {
                 Ok(package) => trees.push(Unpacked::get(debian, &package)?),
                 Err(error) => {
-                    status("Warning", format_args!("{release} without {part}: {error:#}"));
+                    status(
+                        "Warning",
+                        format_args!("{release} without {part}: {error:#}"),
+                    );
                     missing.push(part.to_owned());
                     continue;
                 }
@@ -97,10 +116,13 @@ fn find_modules(root: &Path, release: &str) -> Option<PathBuf> {
 }
 
 fn find_config(root: &Path, release: &str) -> Option<PathBuf> {
-    [format!("boot/config-{release}"), format!("usr/lib/modules/{release}/config")]
-        .map(|file| root.join(file))
-        .into_iter()
-        .find(|file| file.is_file())
+    [
+        format!("boot/config-{release}"),
+        format!("usr/lib/modules/{release}/config"),
+    ]
+    .map(|file| root.join(file))
+    .into_iter()
+    .find(|file| file.is_file())
 }
 
 fn find_in(
@@ -131,7 +153,10 @@ impl Unpacked {
 impl Drop for Unpacked {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
-            status("Warning", format_args!("{} stays: {error}", self.0.display()));
+            status(
+                "Warning",
+                format_args!("{} stays: {error}", self.0.display()),
+            );
         }
     }
 }
@@ -154,15 +179,28 @@ mod tests {
     fn image_config_and_modules_are_found_in_every_layout_debian_has_had() {
         for (files, release, image, config, modules) in [
             (
-                &["boot/vmlinuz-6.1-c", "boot/config-6.1-c", "lib/modules/6.1-c/kernel/a.ko"][..],
+                &[
+                    "boot/vmlinuz-6.1-c",
+                    "boot/config-6.1-c",
+                    "lib/modules/6.1-c/kernel/a.ko",
+                ][..],
                 "6.1-c",
                 "boot/vmlinuz-6.1-c",
                 Some("boot/config-6.1-c"),
                 Some("lib/modules/6.1-c"),
             ),
-            (&["boot/vmlinuz-6.19-c"], "6.19-c", "boot/vmlinuz-6.19-c", None, None),
             (
-                &["usr/lib/modules/7.3-c/vmlinuz.unsigned", "usr/lib/modules/7.3-c/config"],
+                &["boot/vmlinuz-6.19-c"],
+                "6.19-c",
+                "boot/vmlinuz-6.19-c",
+                None,
+                None,
+            ),
+            (
+                &[
+                    "usr/lib/modules/7.3-c/vmlinuz.unsigned",
+                    "usr/lib/modules/7.3-c/config",
+                ],
                 "7.3-c",
                 "usr/lib/modules/7.3-c/vmlinuz.unsigned",
                 Some("usr/lib/modules/7.3-c/config"),
@@ -171,7 +209,10 @@ mod tests {
         ] {
             let root = tree(files);
             let at = |path: &str| root.path().join(path);
-            assert_eq!(find_image(root.path()), Some((release.to_owned(), at(image))));
+            assert_eq!(
+                find_image(root.path()),
+                Some((release.to_owned(), at(image)))
+            );
             assert_eq!(find_config(root.path(), release), config.map(at));
             assert_eq!(find_modules(root.path(), release), modules.map(at));
         }

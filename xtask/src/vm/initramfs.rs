@@ -111,10 +111,24 @@ impl Initramfs {
         self.entries += 1;
         self.archive.extend_from_slice(b"070701");
         // inode, mode, uid, gid, links, mtime, size, four device numbers, name size, checksum
-        let fields =
-            [self.entries, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
+        let fields = [
+            self.entries,
+            mode,
+            0,
+            0,
+            1,
+            0,
+            size,
+            0,
+            0,
+            0,
+            0,
+            name_size,
+            0,
+        ];
         for field in fields {
-            self.archive.extend_from_slice(format!("{field:08X}").as_bytes());
+            self.archive
+                .extend_from_slice(format!("{field:08X}").as_bytes());
         }
         self.archive.extend_from_slice(path.as_bytes());
         self.archive.push(0);
@@ -125,7 +139,8 @@ impl Initramfs {
     }
 
     fn pad(&mut self) {
-        self.archive.resize(self.archive.len().next_multiple_of(4), 0);
+        self.archive
+            .resize(self.archive.len().next_multiple_of(4), 0);
     }
 }
 
@@ -135,9 +150,18 @@ fn busybox_applets(busybox: &Path) -> Result<Vec<String>> {
         .arg("--list-full")
         .output()
         .with_context(|| format!("run {}", busybox.display()))?;
-    ensure!(output.status.success(), "{} --list-full: {}", busybox.display(), output.status);
+    ensure!(
+        output.status.success(),
+        "{} --list-full: {}",
+        busybox.display(),
+        output.status
+    );
     let list = String::from_utf8(output.stdout).context("busybox --list-full")?;
-    Ok(list.lines().filter(|path| *path != "bin/busybox").map(str::to_owned).collect())
+    Ok(list
+        .lines()
+        .filter(|path| *path != "bin/busybox")
+        .map(str::to_owned)
+        .collect())
 }
 
 #[cfg(test)]
@@ -194,7 +218,10 @@ mod tests {
     #[test]
     fn a_path_that_leaves_the_root_or_names_nothing_is_refused() {
         for path in ["", "/", "a/../b", "a//b", "./a", "a/"] {
-            assert!(Initramfs::default().add_file(path, 0o644, b"").is_err(), "{path:?}");
+            assert!(
+                Initramfs::default().add_file(path, 0o644, b"").is_err(),
+                "{path:?}"
+            );
         }
     }
 

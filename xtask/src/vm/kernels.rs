@@ -74,7 +74,10 @@ impl Matrix {
     fn parse(text: &str) -> Result<Self> {
         let matrix: Self = toml::from_str(text)?;
         for (index, series) in matrix.series.iter().enumerate() {
-            if matrix.series[..index].iter().any(|other| other.label == series.label) {
+            if matrix.series[..index]
+                .iter()
+                .any(|other| other.label == series.label)
+            {
                 bail!("label {} is given twice", series.label);
             }
             if series.suites.is_empty() {
@@ -99,8 +102,15 @@ impl Matrix {
                 cached: None,
             });
         }
-        let labels: Vec<_> = self.series.iter().map(|series| series.label.as_str()).collect();
-        bail!("no kernel {name:?}: give a label ({}), `newest` or a vmlinuz", labels.join(", "))
+        let labels: Vec<_> = self
+            .series
+            .iter()
+            .map(|series| series.label.as_str())
+            .collect();
+        bail!(
+            "no kernel {name:?}: give a label ({}), `newest` or a vmlinuz",
+            labels.join(", ")
+        )
     }
 
     /// The last series that can be had.
@@ -131,7 +141,10 @@ impl Matrix {
                 Err(error) => match current {
                     Some(current) => {
                         let release = &current.release;
-                        status("Warning", format_args!("using the cached {release}: {error:#}"));
+                        status(
+                            "Warning",
+                            format_args!("using the cached {release}: {error:#}"),
+                        );
                         current
                     }
                     None => return Err(error.context(format!("kernel {}", series.label))),
@@ -177,16 +190,16 @@ impl Matrix {
         fs::rename(&content, &dir).with_context(|| format!("create {}", dir.display()))?;
         Ok(cached)
     }
-
-    /// What the cache holds of `series`, whether or not it is current.
-    pub(crate) fn cached(&self, cache: &Cache, series: &Series) -> Option<Cached> {
-        Cached::read(&series.dir(cache))
-    }
 }
 
 impl Series {
     fn dir(&self, cache: &Cache) -> PathBuf {
         cache.path(format!("kernels/{}", self.label))
+    }
+
+    /// What the cache holds of this series, whether or not it is current.
+    pub(crate) fn cached(&self, cache: &Cache) -> Option<Cached> {
+        Cached::read(&self.dir(cache))
     }
 
     /// The package that would be fetched.
@@ -229,7 +242,10 @@ impl Cached {
         let text = fs::read(dir.join(STATE_FILE)).ok()?;
         // A state of another format is as good as none.
         let cached: Self = serde_json::from_slice(&text).ok()?;
-        Some(Self { dir: dir.to_owned(), ..cached })
+        Some(Self {
+            dir: dir.to_owned(),
+            ..cached
+        })
     }
 
     fn write(&self, dir: &Path) -> Result<()> {
@@ -248,7 +264,9 @@ impl Cached {
         fs::metadata(self.dir.join(STATE_FILE))
             .and_then(|meta| meta.modified())
             .is_ok_and(|checked| {
-                SystemTime::now().duration_since(checked).is_ok_and(|age| age < RECHECK_AFTER)
+                SystemTime::now()
+                    .duration_since(checked)
+                    .is_ok_and(|age| age < RECHECK_AFTER)
             })
     }
 
@@ -271,7 +289,11 @@ mod tests {
     fn the_matrix_is_sound_and_its_patterns_pick_one_flavour() {
         let matrix = Matrix::load().unwrap();
         let pattern = |label: &str| {
-            let series = matrix.series.iter().find(|series| series.label == label).unwrap();
+            let series = matrix
+                .series
+                .iter()
+                .find(|series| series.label == label)
+                .unwrap();
             regex_lite::Regex::new(&format!("^(?:{})$", series.package)).unwrap()
         };
         for series in &matrix.series {
@@ -287,11 +309,19 @@ mod tests {
             ("6.18", "linux-image-6.18.15+deb13-cloud-amd64", true),
             ("6.19", "linux-image-6.19.14+deb13-cloud-amd64", false),
             ("6.19", "linux-binary-6.19.14+deb13-cloud-amd64", true),
-            ("7.2", "linux-binary-unsigned-7.2.12+deb13-cloud-amd64", true),
+            (
+                "7.2",
+                "linux-binary-unsigned-7.2.12+deb13-cloud-amd64",
+                true,
+            ),
             ("7.2", "linux-binary-7.2.12+deb13-cloud-arm64", false),
             ("7.3", "linux-binary-unsigned-7.3-cloud-amd64", true),
             ("7.3", "linux-binary-unsigned-7.3.4+deb13-cloud-amd64", true),
-            ("7.3", "linux-binary-unsigned-7.30.1+deb13-cloud-amd64", false),
+            (
+                "7.3",
+                "linux-binary-unsigned-7.30.1+deb13-cloud-amd64",
+                false,
+            ),
         ] {
             assert_eq!(pattern(label).is_match(name), wanted, "{label} {name}");
         }

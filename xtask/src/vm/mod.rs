@@ -1,14 +1,19 @@
 //! Runs anything in a guest of any Debian kernel: fetch, boot under QEMU, relay, report.
 
 mod btf;
+mod check;
 mod cli;
 mod fetch;
 mod init;
 mod initramfs;
-mod kernels;
+pub(crate) mod kernels;
 mod modules;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the writing half is the guest's")
+)]
 mod protocol;
-mod qemu;
+pub(crate) mod qemu;
 mod terminal;
 
 use std::cell::OnceCell;
@@ -21,15 +26,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+pub(crate) use check::check;
 pub(crate) use cli::{VmArgs, run, vm};
-pub(crate) use kernels::{Kernel, Matrix};
-pub(crate) use qemu::{Machine, Stream};
 
 use crate::cmd;
 use crate::debian::{self, Tool};
 use initramfs::Initramfs;
+use kernels::Kernel;
 use protocol::{Spec, TerminalSize};
-use qemu::Accelerator;
+use qemu::{Accelerator, Machine, Stream};
 
 /// How long a guest may take to prove that KVM works.
 const KVM_PROOF: Duration = Duration::from_secs(60);
@@ -68,6 +73,10 @@ pub(crate) struct Output {
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: Vec<u8>,
     /// The kernel's console, complete.
+    #[expect(
+        dead_code,
+        reason = "for scenarios that compare with the kernel's own words"
+    )]
     pub(crate) console: String,
 }
 
@@ -88,8 +97,14 @@ impl Vm {
         debian::ensure_installed(
             "boot guests",
             &[
-                Tool { program: "qemu-system-x86_64", package: "qemu-system-x86" },
-                Tool { program: "busybox", package: "busybox-static" },
+                Tool {
+                    program: qemu::QEMU,
+                    package: "qemu-system-x86",
+                },
+                Tool {
+                    program: "busybox",
+                    package: "busybox-static",
+                },
             ],
         )?;
         let busybox = cmd::find_in_path("busybox").context("busybox is gone")?;
@@ -106,7 +121,11 @@ impl Vm {
         }
         fs::create_dir_all(&built.logs)
             .with_context(|| format!("create {}", built.logs.display()))?;
-        Ok(Self { base, logs: built.logs, accelerator: OnceCell::new() })
+        Ok(Self {
+            base,
+            logs: built.logs,
+            accelerator: OnceCell::new(),
+        })
     }
 
     /// Runs `job` under `kernel` and hands output to `sink` as it comes, in pieces of any size.
@@ -122,6 +141,7 @@ impl Vm {
     }
 
     /// Runs `job` under `kernel` and hands every line of output, without its `\n`, to `on_line`.
+    #[expect(dead_code, reason = "for scenarios that act on output")]
     pub(crate) fn lines(
         &self,
         kernel: &Kernel,
@@ -153,12 +173,18 @@ impl Vm {
         })?;
         let console = fs::read(self.console_log(kernel)).context("read the console log")?;
         let console = String::from_utf8_lossy(&console).into_owned();
-        Ok(Output { status, stdout, stderr, console })
+        Ok(Output {
+            status,
+            stdout,
+            stderr,
+            console,
+        })
     }
 
     /// Where the console of the last guest with `kernel` is logged.
     pub(crate) fn console_log(&self, kernel: &Kernel) -> PathBuf {
-        self.logs.join(format!("{}.console.log", kernel.file_stem()))
+        self.logs
+            .join(format!("{}.console.log", kernel.file_stem()))
     }
 
     fn boot(
@@ -171,8 +197,16 @@ impl Vm {
         let (size, keyboard) = terminal.unzip();
         let initramfs = self.initramfs(kernel, job, size)?;
         let log = self.console_log(kernel);
-        let accelerator = *self.accelerator.get_or_init(|| self.choose_accelerator(kernel));
-        qemu::boot(accelerator, &kernel.vmlinuz, &initramfs, &job.machine, keyboard, &log, sink)
+        let accelerator = self.accelerator(kernel)?;
+        qemu::boot(
+            accelerator,
+            &kernel.vmlinuz,
+            &initramfs,
+            &job.machine,
+            keyboard,
+            &log,
+            sink,
+        )
     }
 
     fn initramfs(
@@ -201,11 +235,29 @@ impl Vm {
         archive.finish()
     }
 
-    /// KVM where a guest really runs in it: a device that opens is not enough (some clouds'
-    /// paravirtual KVM refuses ordinary guests).
-    fn choose_accelerator(&self, kernel: &Kernel) -> Accelerator {
-        if File::options().read(true).write(true).open("/dev/kvm").is_err() {
-            return Accelerator::Tcg;
+    /// The fastest way to run guests here, found out once.
+    fn accelerator(&self, kernel: &Kernel) -> Result<Accelerator> {
+        if let Some(known) = self.accelerator.get() {
+            return Ok(*known);
+        }
+        let chosen = if self.kvm_works(kernel) {
+            Accelerator::Kvm
+        } else {
+            Accelerator::emulation()?
+        };
+        Ok(*self.accelerator.get_or_init(|| chosen))
+    }
+
+    /// Whether a guest really runs in KVM. A device that opens is not enough: some clouds'
+    /// paravirtual KVM refuses ordinary guests.
+    fn kvm_works(&self, kernel: &Kernel) -> bool {
+        if File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .is_err()
+        {
+            return false;
         }
         let mut job = Job::new(["true"]);
         job.machine.timeout = Some(KVM_PROOF);
@@ -221,10 +273,7 @@ impl Vm {
                 &mut |_, _| {},
             )
         });
-        match proof {
-            Ok(status) if status.success() => Accelerator::Kvm,
-            _ => Accelerator::Tcg,
-        }
+        proof.is_ok_and(|status| status.success())
     }
 }
 

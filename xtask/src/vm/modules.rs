@@ -58,9 +58,11 @@ fn indexes(kept: &BTreeMap<String, ModInfo>) -> (String, String) {
         let mut needed = Vec::new();
         load_order(name, kept, &mut needed);
         // modprobe loads the list from its end.
-        let needed = needed.iter().rev().skip(1).fold(String::new(), |list, name| {
-            list + " " + name + ".ko"
-        });
+        let needed = needed
+            .iter()
+            .rev()
+            .skip(1)
+            .fold(String::new(), |list, name| list + " " + name + ".ko");
         // Writing to a String cannot fail.
         let _ = writeln!(dep, "{name}.ko:{needed}");
         for pattern in &info.aliases {
@@ -87,13 +89,19 @@ fn load_order<'a>(name: &'a str, kept: &'a BTreeMap<String, ModInfo>, order: &mu
 fn find_modules(dir: &Path, found: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     let entries = fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))?;
     for entry in entries {
-        let path = entry.with_context(|| format!("read {}", dir.display()))?.path();
+        let path = entry
+            .with_context(|| format!("read {}", dir.display()))?
+            .path();
         if path.is_symlink() {
             continue;
         }
         if path.is_dir() {
             find_modules(&path, found)?;
-        } else if let Some(name) = path.file_name().and_then(|n| n.to_str()).and_then(module_name) {
+        } else if let Some(name) = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .and_then(module_name)
+        {
             found.insert(name, path);
         }
     }
@@ -136,14 +144,19 @@ fn uncompressed(path: &Path) -> Result<Vec<u8>> {
 
 fn mod_info(elf: &[u8]) -> Result<ModInfo> {
     let file = object::File::parse(elf)?;
-    let section = file.section_by_name(".modinfo").context("no .modinfo section")?;
+    let section = file
+        .section_by_name(".modinfo")
+        .context("no .modinfo section")?;
     Ok(parse_mod_info(section.data()?))
 }
 
 fn parse_mod_info(section: &[u8]) -> ModInfo {
     let mut info = ModInfo::default();
     let mut depends = BTreeSet::new();
-    for entry in section.split(|byte| *byte == 0).filter_map(|e| std::str::from_utf8(e).ok()) {
+    for entry in section
+        .split(|byte| *byte == 0)
+        .filter_map(|e| std::str::from_utf8(e).ok())
+    {
         if let Some(alias) = entry.strip_prefix("alias=") {
             info.aliases.push(alias.to_owned());
         } else if let Some(list) = entry.strip_prefix("depends=") {
@@ -177,7 +190,8 @@ mod tests {
 
     #[test]
     fn modinfo_gives_aliases_and_dependencies() {
-        let info = parse_mod_info(b"license=GPL\0alias=crypto-x\0alias=x-*\0\0depends=b-a,c\0depends=\0");
+        let info =
+            parse_mod_info(b"license=GPL\0alias=crypto-x\0alias=x-*\0\0depends=b-a,c\0depends=\0");
         assert_eq!(info.aliases, ["crypto-x", "x-*"]);
         assert_eq!(info.depends, ["b_a", "c"]);
     }

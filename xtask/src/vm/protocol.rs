@@ -127,7 +127,10 @@ mod tests {
 
         let mut input = wire.as_slice();
         read_hello(&mut input).unwrap();
-        assert_eq!(read_frame(&mut input).unwrap(), Some((Kind::Stdout, every_byte)));
+        assert_eq!(
+            read_frame(&mut input).unwrap(),
+            Some((Kind::Stdout, every_byte))
+        );
         assert_eq!(
             read_frame(&mut input).unwrap(),
             Some((Kind::Exit, vec![0, 1, 0, 0]))

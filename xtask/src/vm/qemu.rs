@@ -15,6 +15,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::protocol::{self, Kind};
+use crate::cmd;
+
+/// The program that runs guests.
+pub(super) const QEMU: &str = "qemu-system-x86_64";
 
 /// Kernel command line of every guest.
 ///
@@ -66,7 +70,10 @@ pub(crate) enum Stream {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Accelerator {
     Kvm,
+    /// One thread per processor.
     Tcg,
+    /// All processors take turns on one thread.
+    TcgSingle,
 }
 
 /// What moves between the threads that read from QEMU and the one that decides.
@@ -98,9 +105,9 @@ pub(crate) fn boot(
     let mut watch = Watch::new(log, machine.timeout);
     let result = watch.until_exit(&mut guest, sink);
     drop(guest);
-    result.with_context(|| {
-        format!(
-            "guest with kernel {} failed; its console, also in {}, ends with:\n{}",
+    result.map_err(|error| {
+        anyhow!(
+            "guest with kernel {}: {error:#}\nthe end of its console, {}:\n{}",
             vmlinuz.display(),
             console_log.display(),
             watch.console_tail()
@@ -127,27 +134,46 @@ impl Guest {
         let (port, qemu_port) = UnixStream::pair().context("create socket pair")?;
         let initrd = unnamed_file(initramfs).context("hold the initramfs in memory")?;
 
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = Command::new(QEMU);
         command
             .args(["-machine", "q35", "-cpu", "max"])
             .args(["-accel", accelerator.as_argument()])
             .args(["-smp", &machine.cpus.to_string()])
             .args(["-m", &machine.memory_mib.to_string()])
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-no-reboot",
+            ])
             .arg("-kernel")
             .arg(vmlinuz)
             .args(["-initrd", &format!("/proc/self/fd/{}", initrd.as_raw_fd())])
-            .args(["-append", &format!("{KERNEL_COMMAND_LINE} {}", machine.append)]);
+            .args([
+                "-append",
+                &format!("{KERNEL_COMMAND_LINE} {}", machine.append),
+            ]);
         for (name, socket) in [("console", &qemu_console), ("port", &qemu_port)] {
             command
-                .args(["-chardev", &format!("socket,id={name},fd={}", socket.as_raw_fd())])
+                .args([
+                    "-chardev",
+                    &format!("socket,id={name},fd={}", socket.as_raw_fd()),
+                ])
                 .args(["-serial", &format!("chardev:{name}")]);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let inherited = [qemu_console.as_raw_fd(), qemu_port.as_raw_fd(), initrd.as_raw_fd()];
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let inherited = [
+            qemu_console.as_raw_fd(),
+            qemu_port.as_raw_fd(),
+            initrd.as_raw_fd(),
+        ];
         // SAFETY: only async-signal-safe calls between fork and exec.
         unsafe { command.pre_exec(move || prepare_child(inherited)) };
-        let mut qemu = command.spawn().context("start qemu-system-x86_64")?;
+        let mut qemu = command.spawn().with_context(|| format!("start {QEMU}"))?;
 
         let (sender, events) = mpsc::channel();
         let console_sender = sender.clone();
@@ -176,7 +202,23 @@ impl Accelerator {
         match self {
             Self::Kvm => "kvm",
             Self::Tcg => "tcg,thread=multi",
+            Self::TcgSingle => "tcg,thread=single",
         }
+    }
+
+    /// The emulation to use with this machine's QEMU.
+    ///
+    /// Before 8.1 a processor may translate code that another one is patching: kernels that flip
+    /// a static key then die of an `int3`, about once in 30 boots. Taking turns, they cannot.
+    pub(crate) fn emulation() -> Result<Self> {
+        let version = cmd::output(Command::new(QEMU).arg("--version"))?;
+        let version = parse_version(&version)
+            .with_context(|| format!("`{QEMU} --version` says {version:?}"))?;
+        Ok(if version < (8, 1) {
+            Self::TcgSingle
+        } else {
+            Self::Tcg
+        })
     }
 }
 
@@ -248,9 +290,9 @@ impl Watch {
     fn next(&self, guest: &Guest) -> Result<Option<Event>> {
         let timeout_at = self.timeout.map(|timeout| self.started + timeout);
         let received = match self.last_words_until.or(timeout_at) {
-            Some(until) => {
-                guest.events.recv_timeout(until.saturating_duration_since(Instant::now()))
-            }
+            Some(until) => guest
+                .events
+                .recv_timeout(until.saturating_duration_since(Instant::now())),
             None => guest.events.recv().map_err(RecvTimeoutError::from),
         };
         match received {
@@ -268,12 +310,7 @@ impl Watch {
         }
     }
 
-    fn pass(
-        &mut self,
-        stream: Stream,
-        bytes: &[u8],
-        sink: &mut dyn FnMut(Stream, &[u8]),
-    ) {
+    fn pass(&mut self, stream: Stream, bytes: &[u8], sink: &mut dyn FnMut(Stream, &[u8])) {
         self.output_bytes += bytes.len() as u64;
         sink(stream, bytes);
     }
@@ -285,7 +322,9 @@ impl Watch {
                 self.console_line.push(byte);
                 continue;
             }
-            let line = String::from_utf8_lossy(&self.console_line).trim_end().to_owned();
+            let line = String::from_utf8_lossy(&self.console_line)
+                .trim_end()
+                .to_owned();
             self.console_line.clear();
             if self.fatal.is_none() && FATAL_CONSOLE.iter().any(|mark| line.contains(mark)) {
                 self.fatal = Some(line.clone());
@@ -302,7 +341,8 @@ impl Watch {
     fn console_tail(&self) -> String {
         let mut tail = String::new();
         let rest = String::from_utf8_lossy(&self.console_line);
-        for line in self.console.iter().map(String::as_str).chain([rest.as_ref()]) {
+        let rest = (!rest.is_empty()).then_some(rest.as_ref());
+        for line in self.console.iter().map(String::as_str).chain(rest) {
             // A guest can write anything to its console; a terminal must not obey it.
             tail.push_str("  | ");
             tail.extend(line.chars().filter(|c| *c == '\t' || !c.is_control()));
@@ -351,6 +391,15 @@ fn relay_frames(port: &mut impl Read, events: &Sender<Event>) -> io::Result<()> 
     Ok(())
 }
 
+/// Major and minor number in `QEMU emulator version 7.2.22 (Debian …)`.
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text
+        .split_once("version ")?
+        .1
+        .split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
 /// Runs between fork and exec: QEMU keeps `inherited` and dies with the thread that started it.
 fn prepare_child(inherited: [RawFd; 3]) -> io::Result<()> {
     for fd in inherited {
@@ -374,4 +423,46 @@ fn unnamed_file(data: &[u8]) -> Result<File> {
     let mut file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
     file.write_all(data)?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        let debian = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright";
+        assert_eq!(parse_version(debian), Some((7, 2)));
+        assert_eq!(parse_version("QEMU emulator version 10.0.3"), Some((10, 0)));
+        assert_eq!(parse_version("QEMU emulator version unknown"), None);
+    }
+
+    fn watch_after(console: &[u8]) -> Watch {
+        let mut watch = Watch::new(tempfile::tempfile().unwrap(), None);
+        for piece in console.chunks(7) {
+            watch.take_console(piece).unwrap();
+        }
+        watch
+    }
+
+    #[test]
+    fn a_crash_on_the_console_condemns_the_guest_even_in_pieces() {
+        let crash = b"[ 1.0] fine\r\n[ 2.0] Kernel panic - not syncing: x\r\nCall Trace:\r\n";
+        let watch = watch_after(crash);
+        assert_eq!(
+            watch.fatal.as_deref(),
+            Some("[ 2.0] Kernel panic - not syncing: x")
+        );
+        assert!(watch.last_words_until.is_some());
+        assert!(watch_after(b"debugging\r\nKernel pan").fatal.is_none());
+    }
+
+    #[test]
+    fn the_tail_is_short_and_cannot_command_a_terminal() {
+        let mut console = "old\r\n".repeat(100).into_bytes();
+        console.extend_from_slice(b"\x1b[2Jlast\r\nunfinished");
+        let tail = watch_after(&console).console_tail();
+        assert!(tail.ends_with("  | [2Jlast\n  | unfinished\n"), "{tail}");
+        assert_eq!(tail.lines().count(), TAIL_LINES + 1);
+    }
 }

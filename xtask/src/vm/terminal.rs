@@ -27,7 +27,11 @@ impl RawTerminal {
             libc::cfmakeraw(&raw mut raw);
             libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &raw const raw) != 0
         };
-        if failed { Err(io::Error::last_os_error()) } else { Ok(Self { before }) }
+        if failed {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(Self { before })
+        }
     }
 }
 
@@ -51,5 +55,8 @@ pub(super) fn size() -> Option<TerminalSize> {
     };
     // A serial line does not know its size.
     let or = |value, default| if value == 0 { default } else { value };
-    Some(TerminalSize { rows: or(size.ws_row, 24), columns: or(size.ws_col, 80) })
+    Some(TerminalSize {
+        rows: or(size.ws_row, 24),
+        columns: or(size.ws_col, 80),
+    })
 }
