@@ -189,17 +189,18 @@ kernel_layout! {
     sched_process_exit__has_group_dead,
 }
 
-/// What the programs need to know beside the layout.
+/// What the programs need to know beside the layout. Set while they run, as it takes longer to
+/// find out than attaching may take.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
-pub struct ProbeConfig {
+pub struct Settings {
     /// Address of the kernel's `__per_cpu_offset[]`; 0 where kallsyms does not tell.
     pub per_cpu_offset: u64,
     /// Possible CPUs.
     pub cpus: u32,
-    /// Zero.
-    pub pad: u32,
+    /// 1 once `OOM_DECISION` records are produced: a mark then leaves limit and stack to them.
+    pub has_decision: u32,
 }
 
 // SAFETY: both are `repr(C)`, hold only integers and have no padding (bytemuck checks that).
@@ -207,4 +208,4 @@ pub struct ProbeConfig {
 unsafe impl aya::Pod for KernelLayout {}
 // SAFETY: as above.
 #[cfg(feature = "user")]
-unsafe impl aya::Pod for ProbeConfig {}
+unsafe impl aya::Pod for Settings {}

@@ -18,11 +18,11 @@ use aya_ebpf::{
     },
 };
 use probe_common::{
-    layout::{ABSENT, KernelLayout, ProbeConfig},
+    layout::{ABSENT, KernelLayout},
     limits::{COMM_LEN, MAX_RSS_CPUS},
 };
 
-use crate::maps::CONFIG;
+use crate::maps::SETTINGS;
 
 /// One field of [`crate::maps::LAYOUT`]: volatile, so that the compiler leaves it to the verifier, which knows
 /// the frozen value.
@@ -320,11 +320,8 @@ impl<A: Access> Mm<A> {
 /// A `percpu_counter` keeps up to `batch` per CPU out of its `count` (lib/percpu_counter.c).
 #[inline(always)]
 fn percpu_sum(variable: u64) -> Option<i64> {
-    // SAFETY: fields of a static, see `layout!`.
-    let (table, cpus): (u64, u32) = unsafe {
-        let config: *const ProbeConfig = &raw const CONFIG;
-        (read_volatile(&raw const (*config).per_cpu_offset), read_volatile(&raw const (*config).cpus))
-    };
+    let settings = SETTINGS.get(0)?;
+    let (table, cpus) = (settings.per_cpu_offset, settings.cpus);
     if table == 0 || cpus > MAX_RSS_CPUS {
         return None;
     }

@@ -5,7 +5,7 @@ use aya_ebpf::{
     maps::{Array, LruHashMap, PerCpuArray, RingBuf},
 };
 use probe_common::{
-    layout::{KernelLayout, ProbeConfig},
+    layout::{KernelLayout, Settings},
     limits::{BULK_RING_BYTES, CRITICAL_RING_BYTES, MAX_VICTIMS, SCRATCH_LEN},
     wire::Loss,
 };
@@ -13,10 +13,6 @@ use probe_common::{
 /// Facts about the running kernel; set and frozen before the programs are loaded.
 #[unsafe(no_mangle)]
 pub static LAYOUT: KernelLayout = KernelLayout::UNKNOWN;
-
-/// What the daemon decided; likewise.
-#[unsafe(no_mangle)]
-pub static CONFIG: ProbeConfig = ProbeConfig { per_cpu_offset: 0, cpus: 0, pad: 0 };
 
 /// Kills and deaths only, so that no flood can evict them.
 #[map]
@@ -55,10 +51,9 @@ pub static VICTIMS: LruHashMap<u32, u64> = LruHashMap::with_max_entries(MAX_VICT
 #[map]
 pub static OOM_CONTROL: Array<[u64; 2]> = Array::with_max_entries(1, 0);
 
-/// 1 once `OOM_DECISION` records are produced: a mark then leaves limit and stack to them. Known
-/// only after attaching, hence not part of the frozen [`CONFIG`].
+/// What the daemon found out after loading.
 #[map]
-pub static HAS_DECISION: Array<u32> = Array::with_max_entries(1, 0);
+pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 
 /// Counts one loss.
 #[inline(always)]

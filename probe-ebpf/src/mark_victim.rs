@@ -13,7 +13,7 @@ use probe_common::wire::{Loss, MarkVictim, kind, section, source};
 
 use crate::{
     kernel::{Access, Probed, Task, Typed},
-    maps::{CRITICAL, HAS_DECISION, Slot, VICTIMS, lost},
+    maps::{CRITICAL, SETTINGS, Slot, VICTIMS, lost},
     oom_kill_process::stack,
     record::{Record, describe, describe_ids, memory_kernfs, other_dfl_kernfs},
 };
@@ -59,7 +59,7 @@ fn body<A: Access>(ctx: &impl EbpfContext, task: *const u8, source: u32) {
     if let Some(trigger) = trigger {
         describe_ids(trigger, &mut out.trigger);
     }
-    let alone = HAS_DECISION.get(0).is_none_or(|has| *has == 0);
+    let alone = SETTINGS.get(0).is_none_or(|settings| settings.has_decision == 0);
     if alone {
         let memcg = trigger.and_then(|task| task.memory_css()?.memcg());
         record.limit_levels(memcg);

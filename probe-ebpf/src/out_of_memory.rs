@@ -11,7 +11,7 @@ use probe_common::wire::{Loss, OomEnd, kind, source};
 
 use crate::{
     kernel::{Access, Kernfs, OomControl, Probed, Typed},
-    maps::{CRITICAL, OOM_CONTROL, Slot},
+    maps::{BULK, CRITICAL, OOM_CONTROL, Slot},
     record::Record,
 };
 
@@ -60,5 +60,11 @@ fn body<A: Access>(oc: *const u8, returned: u8, source: u32) {
         .and_then(|cgroup| cgroup.kn())
         .and_then(Kernfs::id)
         .unwrap_or(0);
-    record.send(&CRITICAL, Loss::CriticalRingFull);
+    // Calls that chose nobody may come in thousands while a victim is dying: not into the ring of
+    // kills.
+    if out.chosen == 1 {
+        record.send(&CRITICAL, Loss::CriticalRingFull);
+    } else {
+        record.send(&BULK, Loss::BulkRingFull);
+    }
 }

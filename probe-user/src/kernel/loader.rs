@@ -8,7 +8,7 @@ use aya::{
     programs::{BtfTracePoint, FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
 };
 use probe_common::{
-    layout::{KernelLayout, ProbeConfig},
+    layout::{KernelLayout, Settings},
     wire::{self, Loss},
 };
 
@@ -23,6 +23,12 @@ const VERIFIER_LINES: usize = 6;
 
 /// Most candidates read in one pass: bounds memory on a node with very many processes.
 const MAX_CANDIDATES: usize = 65_536;
+
+/// Name of the map of [`Settings`].
+const SETTINGS: &str = "SETTINGS";
+
+/// A signal and what became of each of its rungs.
+pub type Surveyed = (Signal, Vec<(Hook, Result<(), String>)>);
 
 /// Why the probe could not be set up at all.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +75,7 @@ pub struct Served {
 pub struct Probe {
     ebpf: Ebpf,
     lost: PerCpuArray<MapData, u64>,
+    settings: Array<MapData, Settings>,
     /// Ring of kills and deaths.
     pub critical: RingBuf<MapData>,
     /// Ring of rates and life cycle.
@@ -79,13 +86,13 @@ pub struct Probe {
 
 impl Probe {
     /// Loads and attaches.
-    pub fn attach(layout: &KernelLayout, config: &ProbeConfig) -> Result<Self, LoadError> {
-        let mut ebpf = load(layout, config)?;
+    pub fn attach(layout: &KernelLayout) -> Result<Self, LoadError> {
+        let mut ebpf = load(layout)?;
         let lost = map(&mut ebpf, "LOST", PerCpuArray::try_from)?;
         let critical = map(&mut ebpf, "CRITICAL", RingBuf::try_from)?;
         let bulk = map(&mut ebpf, "BULK", RingBuf::try_from)?;
-        let mut has_decision: Array<MapData, u32> =
-            map(&mut ebpf, "HAS_DECISION", Array::try_from)?;
+        let mut settings: Array<MapData, Settings> =
+            map(&mut ebpf, SETTINGS, Array::try_from)?;
 
         let btf = Btf::from_sys_fs()?;
         let mut served = Vec::with_capacity(LADDER.len());
@@ -127,6 +134,12 @@ impl Probe {
             .hook
     }
 
+    /// Tells the programs where the per-CPU parts of counters are; until then rss is approximate.
+    pub fn set_per_cpu(&mut self, per_cpu_offset: u64, cpus: u32) -> Result<(), MapError> {
+        let known = self.settings.get(&0, 0)?;
+        self.settings.set(0, Settings { per_cpu_offset, cpus, ..known }, 0)
+    }
+
     /// Losses counted in the kernel since the start, by reason.
     pub fn losses(&self) -> Result<[(Loss, u64); Loss::ALL.len()], MapError> {
         let mut out = Loss::ALL.map(|reason| (reason, 0));
@@ -165,11 +178,8 @@ impl Probe {
 
 /// Loads and attaches every rung of every signal, one at a time, and takes each back: what this
 /// kernel allows, for `oomprobe doctor`.
-pub fn survey(
-    layout: &KernelLayout,
-    config: &ProbeConfig,
-) -> Result<Vec<(Signal, Vec<(Hook, Result<(), String>)>)>, LoadError> {
-    let mut ebpf = load(layout, config)?;
+pub fn survey(layout: &KernelLayout) -> Result<Vec<Surveyed>, LoadError> {
+    let mut ebpf = load(layout)?;
     let btf = Btf::from_sys_fs()?;
     Ok(LADDER
         .iter()
@@ -184,11 +194,10 @@ pub fn survey(
 }
 
 /// Creates the maps; the programs are loaded one by one.
-fn load(layout: &KernelLayout, config: &ProbeConfig) -> Result<Ebpf, LoadError> {
+fn load(layout: &KernelLayout) -> Result<Ebpf, LoadError> {
     raise_memlock();
     Ok(EbpfLoader::new()
         .override_global("LAYOUT", layout, true)
-        .override_global("CONFIG", config, true)
         .load(OBJECT)?)
 }
 
