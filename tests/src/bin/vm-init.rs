@@ -68,7 +68,7 @@ fn run() -> Result<i32> {
     ] {
         warn_if_failed(&format!("mount {target}"), mount(fs, target));
     }
-    warn_if_failed("enable cgroup controllers", enable_controllers());
+    enable_controllers();
     warn_if_failed("loopback", loopback_up());
     warn_if_failed("host name", fs::write("/proc/sys/kernel/hostname", "guest"));
 
@@ -276,18 +276,18 @@ fn mount(fs: &str, target: &str) -> Result<()> {
 }
 
 /// Passes every resource controller the kernel has on to the root's children.
-fn enable_controllers() -> Result<()> {
-    let available = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")?;
+fn enable_controllers() {
+    let Ok(available) = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers") else {
+        return;
+    };
     for controller in available.split_whitespace() {
         if ["memory", "pids", "cpu", "io", "cpuset"].contains(&controller) {
-            fs::write(
-                "/sys/fs/cgroup/cgroup.subtree_control",
-                format!("+{controller}"),
-            )
-            .with_context(|| format!("+{controller}"))?;
+            // One by one: a controller that cannot be had must not take the others with it.
+            let enable = format!("+{controller}");
+            let enabled = fs::write("/sys/fs/cgroup/cgroup.subtree_control", &enable);
+            warn_if_failed(&format!("{enable} in the root cgroup"), enabled);
         }
     }
-    Ok(())
 }
 
 fn loopback_up() -> Result<()> {

@@ -147,7 +147,14 @@ impl Matrix {
                         );
                         current
                     }
-                    None => return Err(error.context(format!("kernel {}", series.label))),
+                    None => {
+                        return Err(error.context(format!(
+                            "cannot get kernel {}, package `{}` of Debian {}",
+                            series.label,
+                            series.package,
+                            series.suites.join(", ")
+                        )));
+                    }
                 },
             },
         };
@@ -221,11 +228,7 @@ impl Series {
         match (debian::newest(found)?, refusal) {
             (Some(package), _) => Ok(package),
             (None, Some(error)) => Err(error),
-            (None, None) => bail!(
-                "Debian {} has no package that matches `{}`",
-                self.suites.join(", "),
-                self.package
-            ),
+            (None, None) => bail!("the archive has no such package"),
         }
     }
 }

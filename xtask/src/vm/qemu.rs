@@ -1,7 +1,7 @@
 //! Boots one guest under QEMU, relays what its command writes and watches it to its end.
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -99,6 +99,8 @@ pub(crate) fn boot(
     console_log: &Path,
     sink: &mut dyn FnMut(Stream, &[u8]),
 ) -> Result<ExitStatus> {
+    // Unlinked first: another guest of the same kernel may still be writing the old one.
+    let _ = fs::remove_file(console_log);
     let log = File::create(console_log)
         .with_context(|| format!("create console log {}", console_log.display()))?;
     let mut guest = Guest::start(accelerator, vmlinuz, initramfs, machine, keyboard)?;
