@@ -49,7 +49,7 @@ pub mod section {
 
 /// Why something could not be recorded. Index of the per-CPU loss counters.
 #[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Loss {
     /// The critical ring was full.
     CriticalRingFull = 0,

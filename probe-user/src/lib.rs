@@ -4,6 +4,7 @@
 //! identity, joined into incidents, explained by a verdict and written by a sink.
 
 pub mod cli;
+pub mod daemon;
 pub mod event;
 pub mod identity;
 pub mod incident;

@@ -76,10 +76,8 @@ pub struct Probe {
     ebpf: Ebpf,
     lost: PerCpuArray<MapData, u64>,
     settings: Array<MapData, Settings>,
-    /// Ring of kills and deaths.
-    pub critical: RingBuf<MapData>,
-    /// Ring of rates and life cycle.
-    pub bulk: RingBuf<MapData>,
+    critical: Option<RingBuf<MapData>>,
+    bulk: Option<RingBuf<MapData>>,
     /// Every signal of the ladder, in its order.
     pub served: Vec<Served>,
 }
@@ -124,6 +122,16 @@ impl Probe {
             bulk,
             served,
         })
+    }
+
+    /// The ring of kills and deaths. It can be taken once.
+    pub fn take_critical(&mut self) -> Result<RingBuf<MapData>, LoadError> {
+        self.critical.take().ok_or(LoadError::Missing("CRITICAL"))
+    }
+
+    /// The ring of rates and life cycle. It can be taken once.
+    pub fn take_bulk(&mut self) -> Result<RingBuf<MapData>, LoadError> {
+        self.bulk.take().ok_or(LoadError::Missing("BULK"))
     }
 
     /// The hook that serves `signal`.

@@ -1,0 +1,620 @@
+//! The daemon: one loop on one thread, from rings to the sink.
+//!
+//! Records are joined as they come; evidence is read the moment an incident opens; names are
+//! looked up in tasks of their own, so that a slow runtime delays one event and nothing else;
+//! the sink has its own thread behind a bounded queue, so that a slow reader delays nobody.
+
+mod outbox;
+mod reconcile;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use probe_common::wire::Loss as WireLoss;
+use tokio::{
+    task::{JoinSet, LocalSet},
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+pub use outbox::Ending;
+use outbox::Outbox;
+use reconcile::Reconciler;
+
+use crate::{
+    event::{self, Body, Event, Heartbeat, Host, Loss, ProbeStatus, SignalStatus},
+    identity::{
+        hierarchy::{self, Hierarchies},
+        names::Resolver,
+        path as grammar,
+        tree::Tree,
+    },
+    incident::{
+        assemble::{Assembler, Hooks, Incident, Step},
+        evidence::{Collector, Evidence},
+        explain::{self, Context},
+        who::{DEADLINE, Identities},
+    },
+    kernel::{
+        btf::Btf,
+        facts::{Facts, Roots},
+        kallsyms, ladder::Signal,
+        layout,
+        loader::Probe,
+    },
+    node::{
+        clock::{self, BootClock},
+        host,
+        kmsg::{KmsgReader, Start},
+        vmstat::Vmstat,
+    },
+    ring::{
+        decode::{Body as RecordBody, Record},
+        reader::Reader,
+    },
+    sink::Sink,
+};
+
+/// How often counters are read and compared.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Kernel stacks whose frames are remembered by address.
+const MAX_FRAMES: usize = 4096;
+
+/// What the user chose.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Root of the host's file system: `/`, or where a container has it mounted.
+    pub host_root: PathBuf,
+    /// Socket of the container runtime; `None` tries the usual places.
+    pub cri_socket: Option<PathBuf>,
+    /// Between two `heartbeat` events; zero for none.
+    pub heartbeat: Duration,
+    /// Stop after this long.
+    pub duration: Option<Duration>,
+    /// Stop after this many `oom_kill` events that passed the filter and their outcomes.
+    pub count: Option<u64>,
+    /// Only events about this pod, namespace or container.
+    pub filter: Filter,
+}
+
+/// Which events about pods are wanted. Events about the tracer itself always are.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// `k8s.pod.name`.
+    pub pod: Option<String>,
+    /// `k8s.namespace.name`.
+    pub namespace: Option<String>,
+    /// `k8s.container.name`, or a container id or the start of one.
+    pub container: Option<String>,
+}
+
+impl Filter {
+    fn is_empty(&self) -> bool {
+        self.pod.is_none() && self.namespace.is_none() && self.container.is_none()
+    }
+
+    fn wants(&self, k8s: Option<&event::K8s>, container: Option<&event::Container>) -> bool {
+        let same = |want: &Option<String>, is: Option<&String>| {
+            want.as_ref().is_none_or(|want| is == Some(want))
+        };
+        let in_container = self.container.as_ref().is_none_or(|want| {
+            let name = k8s.and_then(|k8s| k8s.container.as_ref()?.name.as_ref());
+            let id = container.and_then(|container| container.id.as_ref());
+            name == Some(want) || id.is_some_and(|id| id.starts_with(want.as_str()))
+        });
+        same(&self.pod, k8s.and_then(|k8s| k8s.pod.name.as_ref()))
+            && same(&self.namespace, k8s.and_then(|k8s| k8s.namespace.name.as_ref()))
+            && in_container
+    }
+
+    /// Whether a victim of the kill, or the owner of the limit, is wanted.
+    fn wants_kill(&self, kill: &event::OomKill) -> bool {
+        self.is_empty()
+            || kill.victims.iter().any(|v| self.wants(v.k8s.as_ref(), v.container.as_ref()))
+            || kill
+                .limit
+                .as_ref()
+                .is_some_and(|limit| self.wants(limit.k8s.as_ref(), limit.container.as_ref()))
+    }
+}
+
+/// Attaches, follows, reports until told to stop, and drains. Calls `ready` once, when hooks are
+/// attached and the first event is out.
+pub fn run<S: Sink + Send + 'static>(
+    options: Options,
+    sink: S,
+    ready: impl FnOnce() + 'static,
+) -> anyhow::Result<Ending> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(2)
+        .build()
+        .context("cannot start the runtime")?;
+    let local = LocalSet::new();
+    let result = local.block_on(&runtime, async move {
+        let daemon = Daemon::start(options, sink)?;
+        ready();
+        daemon.follow().await
+    });
+    // A look-up that hangs on a dead disk must not hold up the end.
+    runtime.shutdown_background();
+    result
+}
+
+/// An event under way to the sink, made by a look-up task.
+struct Made {
+    body: Body,
+    boot_ns: u64,
+    wanted: bool,
+}
+
+struct Daemon {
+    options: Options,
+    started: Instant,
+    probe: Probe,
+    critical: Option<Reader>,
+    bulk: Option<Reader>,
+    assembler: Assembler,
+    collector: Collector,
+    evidence: Option<(u64, Evidence)>,
+    /// By incident: usage at the decision, the limit's path, and whether its event was wanted.
+    watched: BTreeMap<u64, Watched>,
+    tree: Option<Tree>,
+    hierarchies: Option<Hierarchies>,
+    resolver: Rc<Resolver>,
+    node_name: Option<String>,
+    context: Rc<Context>,
+    frames: BTreeMap<u64, Option<String>>,
+    outbox: Outbox,
+    reconciler: Reconciler,
+    looking_up: JoinSet<Made>,
+    losses: BTreeMap<WireLoss, u64>,
+    decode_errors: u64,
+    kills_written: u64,
+}
+
+/// What the outcome of an incident needs of its `oom_kill`.
+struct Watched {
+    usage_bytes: Option<u64>,
+    limit_path: Option<Vec<u8>>,
+    wanted: bool,
+}
+
+impl Daemon {
+    fn start<S: Sink + Send + 'static>(options: Options, sink: S) -> anyhow::Result<Self> {
+        let started = Instant::now();
+        let proc = options.host_root.join("proc");
+        let sys = options.host_root.join("sys");
+        let report = layout::resolve(&Btf::running().context(BTF_REMEDY)?);
+        let kernel_layout = report.layout()?;
+        let mut probe = Probe::attach(&kernel_layout)?;
+        // The kernel's types were needed until here: some 20 MiB that nobody needs any more.
+        release_memory();
+        protect_from_oom();
+
+        let hierarchies = hierarchy::find(&options.host_root).ok();
+        let tree = hierarchies.as_ref().and_then(|found| Tree::open(found).ok());
+        let facts = Facts::gather(&Roots { proc: proc.clone(), sys: sys.clone() });
+        let has = |signal| probe.hook(signal).is_some();
+        let hooks = Hooks { end: has(Signal::OomEnd), kernel_kill: has(Signal::KernelKill) };
+        let kmsg = if has(Signal::OomDecision) {
+            None
+        } else {
+            KmsgReader::open(Path::new("/dev/kmsg"), Start::End).ok()
+        };
+        let context = Rc::new(Context {
+            clock: BootClock::now(),
+            page_bytes: u64::try_from(rustix::param::page_size()).unwrap_or(4096),
+            boot_id: host::boot_id(&proc).ok(),
+            hooks: probe.served.iter().map(|served| (served.signal, served.hook)).collect(),
+        });
+        let node_env = std::env::var("NODE_NAME").ok();
+        let node_name = host::node_name(node_env.as_deref(), &proc).ok();
+        let host = Host { name: node_name.clone(), boot_id: context.boot_id.clone() };
+        let mut outbox = Outbox::new(sink, host, Rc::clone(&context));
+        let status = status(&probe, &report, &facts, started);
+        let now = clock::boot_ns();
+        outbox.write(Body::ProbeStatus(status), now);
+        let vmstat = Vmstat::open(&proc).ok();
+
+        let critical = Reader::new(probe.take_critical()?)?;
+        let bulk = Reader::new(probe.take_bulk()?)?;
+        set_per_cpu(&mut probe, &sys);
+        Ok(Self {
+            started,
+            critical: Some(critical),
+            bulk: Some(bulk),
+            assembler: Assembler::new(hooks),
+            collector: Collector::new(&proc, hierarchies.clone(), kmsg),
+            evidence: None,
+            watched: BTreeMap::new(),
+            tree,
+            resolver: Rc::new(Resolver::new(&options.host_root, options.cri_socket.as_deref())),
+            node_name,
+            context,
+            frames: BTreeMap::new(),
+            outbox,
+            reconciler: Reconciler::new(vmstat, now),
+            hierarchies,
+            looking_up: JoinSet::new(),
+            losses: BTreeMap::new(),
+            decode_errors: 0,
+            kills_written: 0,
+            probe,
+            options,
+        })
+    }
+
+    async fn follow(mut self) -> anyhow::Result<Ending> {
+        let mut interrupt = signal(tokio::signal::unix::SignalKind::interrupt())?;
+        let mut terminate = signal(tokio::signal::unix::SignalKind::terminate())?;
+        let resolver = Rc::clone(&self.resolver);
+        tokio::task::spawn_local(async move {
+            // Only warms a cache: failures show with the names that are then missing.
+            let _ = resolver.warm(Instant::now() + DEADLINE).await;
+        });
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut heartbeat = interval(self.options.heartbeat.max(Duration::from_millis(1)));
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        heartbeat.reset();
+        let beats = !self.options.heartbeat.is_zero();
+        let end = self.options.duration.map(|duration| self.started + duration);
+        let (mut critical, mut bulk) = match (self.critical.take(), self.bulk.take()) {
+            (Some(critical), Some(bulk)) => (critical, bulk),
+            _ => anyhow::bail!("the rings were taken already"),
+        };
+        let mut records: Vec<Bytes> = Vec::new();
+        while !self.enough() {
+            let deadline = self.assembler.deadline().map(|at| {
+                Instant::now() + Duration::from_nanos(at.saturating_sub(clock::boot_ns()))
+            });
+            tokio::select! {
+                biased;
+                () = self.outbox.closed() => break,
+                read = critical.read(&mut records) => {
+                    read.context("cannot read the ring of kills")?;
+                    self.take(&mut records);
+                }
+                () = sleep_until(deadline) => {
+                    let steps = self.assembler.tick(clock::boot_ns());
+                    self.steps(steps);
+                }
+                Some(made) = self.looking_up.join_next(), if !self.looking_up.is_empty() => {
+                    self.made(made);
+                }
+                read = bulk.read(&mut records) => {
+                    read.context("cannot read the ring of rates")?;
+                    self.take(&mut records);
+                }
+                _ = tick.tick() => self.count_losses(),
+                _ = heartbeat.tick(), if beats => self.beat(),
+                _ = interrupt.recv() => break,
+                _ = terminate.recv() => break,
+                () = sleep_until(end) => break,
+            }
+        }
+        // Nothing that was seen is lost: what is in the rings, open or being looked up goes out.
+        critical.drain(&mut records);
+        bulk.drain(&mut records);
+        self.take(&mut records);
+        let steps = self.assembler.finish(clock::boot_ns());
+        self.steps(steps);
+        while let Some(made) = self.looking_up.join_next().await {
+            self.made(made);
+        }
+        self.count_losses();
+        Ok(self.outbox.finish())
+    }
+
+    /// Whether `--count` is reached and its outcomes are out.
+    fn enough(&self) -> bool {
+        self.options.count.is_some_and(|count| self.kills_written >= count)
+            && self.watched.is_empty()
+            && self.looking_up.is_empty()
+    }
+
+    fn take(&mut self, records: &mut Vec<Bytes>) {
+        for bytes in records.drain(..) {
+            match Record::decode(&bytes) {
+                Ok(record) => self.record(record),
+                Err(_) => self.decode_errors += 1,
+            }
+        }
+    }
+
+    fn record(&mut self, record: Record) {
+        if let RecordBody::Cgroup(change) = &record.body {
+            let path = record.full_path().unwrap_or_default();
+            if let Some(tree) = &mut self.tree {
+                match change.change {
+                    1 => tree.created(change.hierarchy, change.id, path),
+                    _ => tree.removed(change.hierarchy, change.id, path),
+                }
+            }
+            if change.change == 1 && self.is_memory(change.hierarchy) {
+                self.prewarm(path);
+            }
+            return;
+        }
+        let steps = self.assembler.push(record);
+        self.steps(steps);
+    }
+
+    fn is_memory(&self, hierarchy: u32) -> bool {
+        self.hierarchies.as_ref().is_some_and(|found| found.memory.hierarchy == hierarchy)
+    }
+
+    /// Looks a new container's names up before anything happens to it. The runtime knows it only
+    /// a moment after its cgroup was made.
+    fn prewarm(&self, path: &[u8]) {
+        let claim = grammar::parse(path);
+        if claim.container_id.is_none() {
+            return;
+        }
+        let resolver = Rc::clone(&self.resolver);
+        tokio::task::spawn_local(async move {
+            for delay_ms in [500, 1500, 4000] {
+                tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+                let names = resolver.names(&claim, Instant::now() + DEADLINE).await;
+                if names.known.is_some() {
+                    break;
+                }
+            }
+        });
+    }
+
+    fn steps(&mut self, steps: Vec<Step>) {
+        for step in steps {
+            match step {
+                Step::Opened(number) => self.opened(number),
+                Step::Closed(incident) => self.closed(*incident),
+                Step::Settled(incident) => self.settled(&incident),
+            }
+        }
+    }
+
+    fn opened(&mut self, number: u64) {
+        // The record that opened it is in it by now, also if it was closed at once.
+        if let Some(open) = self.assembler.open().filter(|open| open.number == number) {
+            let evidence = self.collector.open(open);
+            self.evidence = Some((number, evidence));
+        }
+    }
+
+    fn closed(&mut self, incident: Incident) {
+        let mut evidence = match self.evidence.take() {
+            Some((number, evidence)) if number == incident.number => evidence,
+            _ => self.collector.open(&incident),
+        };
+        self.collector.close(&incident, &mut evidence);
+        if let Ok(tasks) = self.probe.candidates() {
+            let hierarchy = self.hierarchies.as_ref().map_or(0, |found| found.memory.hierarchy);
+            evidence.candidates = tasks
+                .into_iter()
+                .map(|task| {
+                    let located = self.tree.as_mut().and_then(|t| t.path(hierarchy, task.memcg_id));
+                    (task, located.map(|located| located.path.to_vec()))
+                })
+                .collect();
+        }
+        explain::choose_candidates(&self.context, &incident, &mut evidence);
+        let stack = self.symbolise(incident.context().map(Record::stack).unwrap_or_default());
+        if !incident.victims.is_empty() {
+            let level = evidence.limit.as_ref().and_then(|owner| owner.level());
+            self.watched.insert(incident.number, Watched {
+                usage_bytes: level
+                    .map(|level| level.usage_pages.saturating_mul(self.context.page_bytes)),
+                limit_path: evidence.limit.as_ref().map(|owner| owner.path().to_owned()),
+                wanted: true,
+            });
+        }
+        self.reconciler.saw(&incident, evidence.limit.as_ref().map(|owner| owner.path()));
+        let (context, resolver) = (Rc::clone(&self.context), Rc::clone(&self.resolver));
+        let (node_name, filter) = (self.node_name.clone(), self.options.filter.clone());
+        self.looking_up.spawn_local(async move {
+            let paths = explain::paths(&incident, &evidence);
+            let identities = Identities::resolve(&resolver, node_name.as_deref(), paths).await;
+            let kill = explain::oom_kill(&context, &incident, &evidence, &identities, stack);
+            Made {
+                wanted: filter.wants_kill(&kill),
+                boot_ns: incident.boot_ns,
+                body: Body::OomKill(Box::new(kill)),
+            }
+        });
+    }
+
+    fn settled(&mut self, incident: &Incident) {
+        let Some(watched) = self.watched.remove(&incident.number) else { return };
+        let after = watched
+            .limit_path
+            .as_deref()
+            .and_then(|path| self.collector.memory(path))
+            .map(|reading| reading.usage_bytes);
+        let chosen = incident.victims.first();
+        let survived = chosen.and_then(|victim| {
+            let path = victim.cgroup.path(0);
+            grammar::parse(&path).container_id?;
+            let dir = self.collector.directory(&path)?;
+            // A container that is gone has no processes, and soon no cgroup.
+            Some(std::fs::read(dir.join("cgroup.procs")).is_ok_and(|procs| !procs.is_empty()))
+        });
+        let outcome = explain::oom_outcome(
+            &self.context,
+            incident,
+            watched.usage_bytes,
+            after,
+            survived,
+        );
+        let made = Made {
+            body: Body::OomOutcome(outcome),
+            boot_ns: clock::boot_ns(),
+            wanted: watched.wanted,
+        };
+        // Behind the look-up of its own kill, so that the order is kept.
+        self.looking_up.spawn_local(async move { made });
+    }
+
+    fn made(&mut self, made: Result<Made, tokio::task::JoinError>) {
+        // Tasks do not panic on purpose and are never aborted; if one did, its event is missing
+        // and the sequence is not: count it.
+        let Ok(made) = made else {
+            self.outbox.lost("event_task_failed", 1);
+            return;
+        };
+        if made.wanted {
+            if matches!(made.body, Body::OomKill(_)) {
+                self.kills_written += 1;
+            }
+            self.outbox.write(made.body, made.boot_ns);
+        }
+    }
+
+    /// Names of kernel addresses; one pass over the symbol table for those not seen before.
+    fn symbolise(&mut self, addresses: Vec<u64>) -> Vec<String> {
+        let new: Vec<u64> =
+            addresses.iter().copied().filter(|at| !self.frames.contains_key(at)).collect();
+        if !new.is_empty() {
+            if self.frames.len() + new.len() > MAX_FRAMES {
+                self.frames.clear();
+            }
+            let found = kallsyms::symbolise(Path::new(kallsyms::KALLSYMS), &new);
+            for (index, address) in new.iter().enumerate() {
+                let frame = found.as_ref().ok().and_then(|found| found.get(index)?.as_ref());
+                self.frames.insert(*address, frame.map(ToString::to_string));
+            }
+        }
+        addresses.iter().filter_map(|at| self.frames.get(at)?.clone()).collect()
+    }
+
+    /// Reports what was lost since the last time, and what the kernel counted but nobody saw.
+    fn count_losses(&mut self) {
+        let now = clock::boot_ns();
+        for (reason, total) in self.probe.losses().into_iter().flatten() {
+            let known = self.losses.entry(reason).or_default();
+            let count = total.saturating_sub(*known);
+            *known = total;
+            if count > 0 {
+                let ring = match reason {
+                    WireLoss::CriticalRingFull => Some("critical".to_owned()),
+                    WireLoss::BulkRingFull => Some("bulk".to_owned()),
+                    WireLoss::ReadFailed | WireLoss::VictimMapFull => None,
+                };
+                let reason = reason.name().to_owned();
+                self.outbox.write(Body::Loss(Loss { reason, count, total, ring }), now);
+            }
+        }
+        if self.decode_errors > 0 {
+            self.outbox.lost("undecodable_record", std::mem::take(&mut self.decode_errors));
+        }
+        let quiet = self.assembler.open().is_none() && self.looking_up.is_empty();
+        let seen = self.assembler.kernel_kills();
+        for gap in self.reconciler.check(seen, quiet, &self.collector, &self.context) {
+            self.outbox.write(Body::Gap(gap), now);
+        }
+    }
+
+    fn beat(&mut self) {
+        let lost = self
+            .losses
+            .iter()
+            .map(|(reason, count)| (reason.name().to_owned(), *count))
+            .chain(self.outbox.losses())
+            .collect();
+        let beat = Heartbeat {
+            uptime_s: self.started.elapsed().as_secs(),
+            events: self.outbox.counts(),
+            lost,
+            kernel_oom_kills: self.reconciler.kernel_kills(),
+            seen_oom_kills: self.assembler.kernel_kills(),
+        };
+        self.outbox.write(Body::Heartbeat(beat), clock::boot_ns());
+    }
+}
+
+const BTF_REMEDY: &str = "oomprobe reads kernel structures by the kernel's own BTF: it needs a \
+                          kernel built with CONFIG_DEBUG_INFO_BTF (every current distribution \
+                          kernel) and /sys mounted";
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn signal(kind: tokio::signal::unix::SignalKind) -> anyhow::Result<tokio::signal::unix::Signal> {
+    tokio::signal::unix::signal(kind).context("cannot handle signals")
+}
+
+fn status(
+    probe: &Probe,
+    report: &layout::LayoutReport,
+    facts: &Facts,
+    started: Instant,
+) -> ProbeStatus {
+    ProbeStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        attached: true,
+        signals: probe
+            .served
+            .iter()
+            .map(|served| SignalStatus {
+                signal: served.signal.name().to_owned(),
+                hook: served.hook.map(|hook| hook.to_string()),
+                refused: served
+                    .refused
+                    .iter()
+                    .map(|(hook, reason)| event::Refusal {
+                        hook: hook.to_string(),
+                        reason: reason.clone(),
+                    })
+                    .collect(),
+            })
+            .collect(),
+        layout_absent: report.absent().map(|field| field.field.to_owned()).collect(),
+        kernel: facts.for_event(),
+        ready_ms: Some(started.elapsed().as_secs_f64() * 1000.0),
+    }
+}
+
+/// Lets the programs add the per-CPU parts of rss counters, if the kernel tells where they are.
+fn set_per_cpu(probe: &mut Probe, sys: &Path) {
+    let symbol = kallsyms::find(Path::new(kallsyms::KALLSYMS), &["__per_cpu_offset"]);
+    let address = symbol.ok().and_then(|found| found.first()?.address().ok());
+    let cpus = host::possible_cpus(sys).ok().and_then(|cpus| u32::try_from(cpus).ok());
+    if let Some((address, cpus)) = address.zip(cpus) {
+        // Without it rss is approximate, which every event says of itself.
+        let _ = probe.set_per_cpu(address, cpus);
+    }
+}
+
+/// Gives freed memory back to the kernel.
+fn release_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no preconditions.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Makes the OOM killer spare this process, as far as it may, and keeps its pages in memory.
+/// Neither is needed to work; both matter on a node that is out of memory.
+fn protect_from_oom() {
+    for adj in ["-999", "0"] {
+        if std::fs::write("/proc/self/oom_score_adj", adj).is_ok() {
+            break;
+        }
+    }
+    // SAFETY: no preconditions. On fault only: pages never touched need no memory.
+    unsafe {
+        libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT);
+    }
+}
+
