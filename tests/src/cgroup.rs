@@ -164,19 +164,6 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Takes the limit away again.
-    pub fn unlimit(&self) -> Result<()> {
-        match self.hierarchy.version {
-            Version::V1 => {
-                if self.file("memory.memsw.limit_in_bytes").exists() {
-                    self.write("memory.memsw.limit_in_bytes", "-1")?;
-                }
-                self.write("memory.limit_in_bytes", "-1")
-            }
-            Version::V2 => self.write("memory.max", "max"),
-        }
-    }
-
     /// v2: an OOM kill takes all members.
     pub fn set_oom_group(&self) -> Result<()> {
         self.write("memory.oom.group", "1")
@@ -198,19 +185,6 @@ impl Cgroup {
         });
         let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
         counter(&text, "oom_kill").with_context(|| format!("{}: no oom_kill", file.display()))
-    }
-
-    /// How often the limit was hit: `memory.failcnt` (v1) or `max` of `memory.events` (v2).
-    pub fn limit_hits(&self) -> Result<u64> {
-        let (name, key) = match self.hierarchy.version {
-            Version::V1 => ("memory.failcnt", None),
-            Version::V2 => ("memory.events", Some("max")),
-        };
-        let text = fs::read_to_string(self.file(name)).with_context(|| name.to_owned())?;
-        match key {
-            Some(key) => counter(&text, key).with_context(|| format!("{name}: no {key}")),
-            None => text.trim().parse().with_context(|| name.to_owned()),
-        }
     }
 
     /// Pids of the processes directly in it.

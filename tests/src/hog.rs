@@ -106,6 +106,7 @@ impl Spec {
         let mut hog = Hog {
             child,
             lines,
+            unclaimed: Vec::new(),
             pid: 0,
         };
         hog.pid = hog.number_after("started ", deadline)?;
@@ -118,6 +119,7 @@ impl Spec {
 pub struct Hog {
     child: Child,
     lines: Receiver<String>,
+    unclaimed: Vec<String>,
     pid: i32,
 }
 
@@ -133,22 +135,33 @@ impl Hog {
         stdin.write_all(b"g").context("go")
     }
 
-    /// The next line that starts with `prefix`, without it.
-    pub fn after(&mut self, prefix: &str, deadline: Instant) -> Result<String> {
+    /// The next line that starts with `prefix`, without it; `None` if the workload ends first.
+    /// Other lines are kept: a process and its child do not speak in a fixed order.
+    fn next(&mut self, prefix: &str, deadline: Instant) -> Result<Option<String>> {
+        if let Some(at) = self
+            .unclaimed
+            .iter()
+            .position(|line| line.starts_with(prefix))
+        {
+            return Ok(Some(self.unclaimed.remove(at).split_off(prefix.len())));
+        }
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.lines.recv_timeout(left) {
-                Ok(line) => {
-                    if let Some(rest) = line.strip_prefix(prefix) {
-                        return Ok(rest.to_owned());
-                    }
+                Ok(mut line) if line.starts_with(prefix) => {
+                    return Ok(Some(line.split_off(prefix.len())));
                 }
+                Ok(line) => self.unclaimed.push(line),
                 Err(RecvTimeoutError::Timeout) => bail!("workload never said `{prefix}`"),
-                Err(RecvTimeoutError::Disconnected) => {
-                    bail!("workload ended without saying `{prefix}`")
-                }
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
             }
         }
+    }
+
+    /// The next line that starts with `prefix`, without it.
+    pub fn after(&mut self, prefix: &str, deadline: Instant) -> Result<String> {
+        self.next(prefix, deadline)?
+            .with_context(|| format!("workload ended without saying `{prefix}`"))
     }
 
     fn number_after(&mut self, prefix: &str, deadline: Instant) -> Result<i32> {
@@ -164,19 +177,12 @@ impl Hog {
 
     /// Pid and signal of the next child that a signal ended; `None` after the last.
     pub fn next_killed(&mut self, deadline: Instant) -> Result<Option<(i32, i32)>> {
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.lines.recv_timeout(left) {
-                Ok(line) => {
-                    let words: Vec<&str> = line.split(' ').collect();
-                    if let &["ended", pid, "signal", signal] = &words[..] {
-                        return Ok(Some((pid.parse()?, signal.parse()?)));
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => bail!("children of the workload live on"),
-                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+        while let Some(end) = self.next("ended ", deadline)? {
+            if let Some((pid, signal)) = end.split_once(" signal ") {
+                return Ok(Some((pid.parse()?, signal.parse()?)));
             }
         }
+        Ok(None)
     }
 
     /// Has all the memory it wanted.

@@ -116,9 +116,10 @@ fn run(args: Args) -> Result<ExitCode> {
             }
         }
     }
-    for directory in &args.cgroup {
-        let procs = directory.join("cgroup.procs");
-        fs::write(&procs, "0").with_context(|| format!("join {}", procs.display()))?;
+    // Were the parent of a storm inside, it would be all that is left to kill while its children
+    // are dying.
+    if !matches!(args.workload, Workload::Storm { .. }) {
+        join(&args.cgroup)?;
     }
     fs::write("/proc/self/oom_score_adj", args.oom_score_adj.to_string())
         .with_context(|| format!("oom_score_adj {}", args.oom_score_adj))?;
@@ -137,7 +138,15 @@ fn run(args: Args) -> Result<ExitCode> {
     if args.go && !child_waits {
         wait_for_go()?;
     }
-    work(args.workload, child_waits)
+    work(args.workload, &args.cgroup, child_waits)
+}
+
+fn join(cgroups: &[PathBuf]) -> Result<()> {
+    for directory in cgroups {
+        let procs = directory.join("cgroup.procs");
+        fs::write(&procs, "0").with_context(|| format!("join {}", procs.display()))?;
+    }
+    Ok(())
 }
 
 fn wait_for_go() -> Result<()> {
@@ -146,7 +155,7 @@ fn wait_for_go() -> Result<()> {
         .context("waiting for the go byte")
 }
 
-fn work(workload: Workload, child_waits: bool) -> Result<ExitCode> {
+fn work(workload: Workload, cgroups: &[PathBuf], child_waits: bool) -> Result<ExitCode> {
     match workload {
         Workload::Anon { mib, mib_per_s } => grow(mib, mib_per_s),
         Workload::Lazyfree { mib } => return lazyfree(mib),
@@ -168,7 +177,13 @@ fn work(workload: Workload, child_waits: bool) -> Result<ExitCode> {
         Workload::LeaderExits { mib } => leader_exits(mib)?,
         Workload::SharedMm { mib } => shared_mm(mib)?,
         Workload::Child { mib } => {
-            let child = spawn(mib, child_waits)?;
+            let child = spawn(|| {
+                if child_waits {
+                    wait_for_go()?;
+                }
+                grow(mib, None);
+                Ok(())
+            })?;
             println!("child {child}");
             report_end(waitpid(child, None)?);
         }
@@ -176,7 +191,7 @@ fn work(workload: Workload, child_waits: bool) -> Result<ExitCode> {
             kills,
             mib,
             parallel,
-        } => return storm(kills, mib, parallel),
+        } => return storm(cgroups, kills, mib, parallel),
     }
     Ok(wait_to_be_killed())
 }
@@ -369,30 +384,34 @@ fn shared_mm(mib: usize) -> Result<()> {
     Ok(())
 }
 
-/// Forks a child that takes memory and keeps it.
-fn spawn(mib: usize, waits: bool) -> Result<Pid> {
+/// Forks a child that does `body` and then waits to be killed.
+fn spawn(body: impl FnOnce() -> Result<()>) -> Result<Pid> {
     // SAFETY: this process has one thread, so the child may use the heap and stdio.
-    match unsafe { fork() }.context("fork")? {
-        ForkResult::Parent { child } => Ok(child),
-        ForkResult::Child => {
-            prctl::set_pdeathsig(Signal::SIGKILL).context("parent-death signal")?;
-            if waits {
-                wait_for_go()?;
-            }
-            grow(mib, None);
-            loop {
-                pause();
-            }
-        }
+    if let ForkResult::Parent { child } = unsafe { fork() }.context("fork")? {
+        return Ok(child);
+    }
+    if let Err(error) = prctl::set_pdeathsig(Signal::SIGKILL)
+        .map_err(Into::into)
+        .and_then(|()| body())
+    {
+        eprintln!("oomprobe-hog: child: {error:#}");
+        std::process::exit(5);
+    }
+    loop {
+        pause();
     }
 }
 
-fn storm(kills: u32, mib: usize, parallel: usize) -> Result<ExitCode> {
+fn storm(cgroups: &[PathBuf], kills: u32, mib: usize, parallel: usize) -> Result<ExitCode> {
     let mut living = Vec::new();
     let mut killed = 0;
     while killed < kills {
         while living.len() < parallel.max(1) {
-            living.push(spawn(mib, false)?);
+            living.push(spawn(|| {
+                join(cgroups)?;
+                grow(mib, None);
+                Ok(())
+            })?);
         }
         let status = waitpid(None, None).context("wait for children")?;
         living.retain(|pid| Some(*pid) != status.pid());

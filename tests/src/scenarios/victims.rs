@@ -223,10 +223,7 @@ fn already_exiting(context: &mut Context) -> Result<()> {
         freezer.state()? == "FROZEN",
         "it was thawed by another than the OOM killer"
     );
-    ensure!(
-        cgroup.limit_hits()? > 0 && cgroup.oom_kills()? == 0,
-        "the kernel counts a kill"
-    );
+    ensure!(cgroup.oom_kills()? == 0, "the kernel counts a kill");
     context.oracle.check_vmstat(context.deadline)?;
     ensure!(
         context.oracle.kill_of(dying.pid()).is_none(),
