@@ -367,18 +367,22 @@ fn leader_exits(mib: usize) -> Result<()> {
 }
 
 fn shared_mm(mib: usize) -> Result<()> {
-    let stack = Box::leak(vec![0_u8; 64 << 10].into_boxed_slice());
-    let idle = Box::new(|| -> isize {
+    /// All that the twin does. It shares memory and thread pointer with the one that made it, so
+    /// it must do nothing but system calls.
+    extern "C" fn twin(_: *mut libc::c_void) -> libc::c_int {
         loop {
-            // SAFETY: pause(2) takes nothing. The child shares this process' memory and thread
-            // pointer, so it must do nothing but system calls.
+            // SAFETY: pause(2) takes nothing.
             unsafe { libc::syscall(libc::SYS_pause) };
         }
-    });
-    // SAFETY: the stack is leaked, so it outlives the child; the child only calls pause(2).
-    let child =
-        unsafe { nix::sched::clone(idle, stack, CloneFlags::CLONE_VM, Some(libc::SIGCHLD)) }
-            .context("clone")?;
+    }
+    let stack = Box::leak(vec![0_u128; 4096].into_boxed_slice()).as_mut_ptr_range();
+    // SAFETY: the stack is aligned, leaked so that it outlives the twin, and grows down from its
+    // end; the twin takes no argument.
+    let child = Errno::result(unsafe {
+        let flags = libc::CLONE_VM | libc::SIGCHLD;
+        libc::clone(twin, stack.end.cast(), flags, std::ptr::null_mut())
+    })
+    .context("clone")?;
     println!("child {child}");
     grow(mib, None);
     Ok(())
