@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::Value;
 
 use crate::cgroup::{Cgroup, Container};
@@ -173,7 +173,7 @@ impl Expected {
     /// Compares with the event; `kills` are the kernel's lines on those victims it names.
     pub fn check_event(&self, event: &Value, kills: &[Kill]) -> Result<()> {
         self.check_fields(event, kills)
-            .with_context(|| format!("in {event}"))
+            .map_err(|error| anyhow!("{error:#}; event: {event}"))
     }
 
     fn check_fields(&self, event: &Value, kills: &[Kill]) -> Result<()> {
@@ -187,8 +187,9 @@ impl Expected {
             let usage = at(event, "limit.usage_bytes")
                 .as_u64()
                 .context("limit.usage_bytes")?;
+            // Dying processes and a few others may charge past the limit.
             ensure!(
-                usage <= *bytes && usage >= bytes - bytes / 10,
+                usage.abs_diff(*bytes) <= bytes / 10,
                 "usage {usage} is not what hits a limit of {bytes}"
             );
         } else {
@@ -278,17 +279,12 @@ impl Expected {
     }
 }
 
-/// Pids of all victims of an `oom_kill` event.
-pub fn victim_pids(event: &Value) -> BTreeSet<i32> {
-    let victims = event["victims"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    victims
-        .iter()
-        .filter_map(|victim| victim["process"]["pid"].as_i64())
-        .filter_map(|pid| pid.try_into().ok())
-        .collect()
+/// Whether this is an `oom_kill` event with `pid` among its victims.
+pub fn names_victim(event: &Value, pid: i32) -> bool {
+    event["kind"] == "oom_kill"
+        && event["victims"]
+            .as_array()
+            .is_some_and(|victims| victims.iter().any(|victim| victim["process"]["pid"] == pid))
 }
 
 /// The value at a dotted path; null where there is none.
@@ -318,4 +314,97 @@ pub fn text(bytes: &[u8]) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn expected() -> Expected {
+        let mut expected = Expected::kill(42, "container")
+            .and(43, Role::SharesMm)
+            .because(&["anon_bytes"], &["spike"]);
+        expected.limit = Some(("/pod/\u{1b}".into(), 32 << 20));
+        expected.cgroup = Some("/pod/\u{1b}/x".into());
+        expected.container = Some(("uid".into(), "id".into()));
+        expected.container_init = Some(true);
+        expected
+    }
+
+    fn kill() -> Kill {
+        Kill {
+            message: "Memory cgroup out of memory".into(),
+            tid: 42,
+            comm: b"\xffhog".to_vec(),
+            anon_rss_bytes: 30 << 20,
+            oom_score_adj: 0,
+        }
+    }
+
+    fn event() -> Value {
+        json!({
+            "kind": "oom_kill", "outcome": "killed", "scope": "container", "message": "Memory cgroup out of memory",
+            "k8s": {"pod": {"uid": "uid"}, "qos": "burstable"}, "container": {"id": "id"},
+            "limit": {
+                "cgroup": {"path": "/pod/\u{1b}"}, "usage_bytes": 32 << 20, "limit_bytes": 32 << 20
+            },
+            "memory": {"anon_bytes": 30 << 20, "file_bytes": null, "total_bytes": 32 << 20},
+            "victims": [
+                {
+                    "process": {
+                        "pid": 42, "tid": 42, "comm": "\\xffhog", "oom_score_adj": 0,
+                        "rss": {"anon_bytes": 29 << 20}
+                    },
+                    "cgroup": {"path": "/pod/\u{1b}/x"}, "role": "chosen", "container_init": true,
+                    "k8s": {"pod": {"uid": "uid"}}, "container": {"id": "id"}
+                },
+                {"process": {"pid": 43, "tid": 43}, "role": "shares_mm"}
+            ],
+            "verdict": {"cause": "spike", "kubernetes_will_report": {"oom_killed": true}}
+        })
+    }
+
+    #[test]
+    fn accepts_what_is_expected() {
+        expected().check_event(&event(), &[kill()]).unwrap();
+        let victims = [41, 42, 43].map(|pid| names_victim(&event(), pid));
+        assert_eq!(victims, [false, true, true]);
+    }
+
+    #[test]
+    fn refuses_every_single_deviation() {
+        for (path, wrong) in [
+            ("/outcome", json!("nothing_killable")),
+            ("/scope", json!("pod")),
+            ("/message", json!("Out of memory")),
+            ("/k8s/pod/uid", json!("other")),
+            ("/k8s/qos", json!(null)),
+            ("/container/id", json!("other")),
+            ("/limit/cgroup/path", json!("/pod")),
+            ("/limit/usage_bytes", json!(1 << 20)),
+            ("/limit/limit_bytes", json!((32 << 20) + 4096)),
+            ("/limit", json!(null)),
+            ("/memory/anon_bytes", json!(10 << 20)),
+            ("/victims", json!([])),
+            ("/victims/0/process/pid", json!(41)),
+            ("/victims/0/process/tid", json!(44)),
+            ("/victims/0/process/comm", json!("hog")),
+            ("/victims/0/process/oom_score_adj", json!(1)),
+            ("/victims/0/process/rss/anon_bytes", json!(20 << 20)),
+            ("/victims/0/cgroup/path", json!("/pod")),
+            ("/victims/0/k8s/pod/uid", json!(null)),
+            ("/victims/0/container/id", json!(null)),
+            ("/victims/0/container_init", json!(null)),
+            ("/victims/1/role", json!("group")),
+            ("/victims/1/process/pid", json!(45)),
+            ("/verdict/cause", json!("unknown")),
+            ("/verdict/kubernetes_will_report/oom_killed", json!(false)),
+        ] {
+            let mut event = event();
+            *event.pointer_mut(path).unwrap() = wrong;
+            assert!(expected().check_event(&event, &[kill()]).is_err(), "{path}");
+        }
+    }
 }

@@ -12,7 +12,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::cgroup::{Cgroup, Hierarchy, Version};
-use crate::expect::{Expected, Role, victim_pids};
+use crate::deadline::until;
+use crate::expect::{Expected, Role, names_victim};
 use crate::hog;
 use crate::oracle::{Kill, Oracle};
 use crate::tracer::Tracer;
@@ -214,7 +215,7 @@ impl Context {
             return Ok(());
         };
         let event = tracer.wait_for("oom_kill event", self.deadline, |event| {
-            event["kind"] == "oom_kill" && victim_pids(event).contains(&chosen.pid)
+            names_victim(event, chosen.pid)
         })?;
         expected.check_event(&event, &kills)?;
         for victim in &expected.victims {
@@ -230,35 +231,35 @@ impl Context {
         };
         for kill in kills {
             tracer.wait_for(&format!("kill of {}", kill.tid), self.deadline, |event| {
-                event["kind"] == "oom_kill" && victim_pids(event).contains(&kill.tid)
+                names_victim(event, kill.tid)
             })?;
             check_seen_once(tracer, kill.tid)?;
         }
         tracer.check_stream()
     }
 
-    /// Checks how many kills the kernel counts for `cgroup`. `lines` are the kernel's own: the
-    /// chosen process of a group kill may be counted, and printed, twice.
+    /// Checks that the kernel counts as many kills for `cgroup` as it logged of these threads: the
+    /// chosen process of a group kill may be counted, and logged, twice.
     pub fn check_counted(&mut self, cgroup: &Cgroup, tids: &[i32]) -> Result<()> {
-        self.oracle.read()?;
-        let lines = self
-            .oracle
-            .kills
-            .iter()
-            .filter(|kill| tids.contains(&kill.tid))
-            .count();
-        let counted = cgroup.oom_kills()?;
-        ensure!(
-            counted == lines as u64,
-            "cgroup counts {counted} kills, the log {lines}"
-        );
-        Ok(())
+        let (mut counted, mut logged) = (0, 0);
+        let agree = until(self.deadline, "cgroup's count equal to the log", || {
+            self.oracle.read()?;
+            logged = self
+                .oracle
+                .kills
+                .iter()
+                .filter(|kill| tids.contains(&kill.tid))
+                .count();
+            counted = cgroup.oom_kills()?;
+            Ok((counted == logged as u64).then_some(()))
+        });
+        agree.with_context(|| format!("cgroup: {counted} kills, log: {logged}"))
     }
 }
 
 fn check_seen_once(tracer: &Tracer, pid: i32) -> Result<()> {
     let events = tracer.events();
-    let seen = |event: &&Value| event["kind"] == "oom_kill" && victim_pids(event).contains(&pid);
+    let seen = |event: &&Value| names_victim(event, pid);
     let count = events.iter().filter(seen).count();
     ensure!(count == 1, "{count} oom_kill events name {pid}");
     Ok(())

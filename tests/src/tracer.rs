@@ -207,3 +207,76 @@ impl Output {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const STATUS: &str =
+        r#"echo '{"schema":"oomprobe/1","kind":"probe_status","attached":true,"seq":0}'"#;
+    const WAIT: &str = "while :; do sleep 0.05; done";
+
+    /// A tracer made of shell commands.
+    fn start(script: &str) -> Result<Tracer> {
+        // A fork by another test would hold the file open for writing while this one executes it.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _guard = lock(&ONE_AT_A_TIME);
+        let directory = tempfile::tempdir()?;
+        let program = directory.path().join("tracer");
+        fs::write(
+            &program,
+            format!("#!/bin/sh\ntrap 'exit 0' INT\n{script}\n"),
+        )?;
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+        Tracer::start(&program, &[])
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    #[test]
+    fn collects_events_and_ends_cleanly() {
+        let event = r#"echo '{"schema":"oomprobe/1","kind":"oom_kill","seq":1}'"#;
+        let tracer = start(&format!("{STATUS}; {event}; {WAIT}")).unwrap();
+        tracer
+            .wait_for("kill", soon(), |event| event["kind"] == "oom_kill")
+            .unwrap();
+        tracer.stop().unwrap();
+        assert_eq!(tracer.events().len(), 2);
+    }
+
+    #[test]
+    fn an_unattached_tracer_is_refused() {
+        let status = STATUS.replace("true", "false");
+        assert!(start(&format!("{status}; {WAIT}")).is_err());
+        let error = start("echo no BTF >&2; exit 3").unwrap_err();
+        assert!(format!("{error:#}").contains("no BTF"), "{error:#}");
+    }
+
+    #[test]
+    fn a_hole_in_the_sequence_is_seen() {
+        let event = r#"echo '{"schema":"oomprobe/1","kind":"heartbeat","seq":2}'"#;
+        let tracer = start(&format!("{STATUS}; {event}; {WAIT}")).unwrap();
+        tracer
+            .wait_for("event", soon(), |event| event["seq"] == 2)
+            .unwrap();
+        assert!(tracer.stop().is_err());
+    }
+
+    #[test]
+    fn bad_lines_panics_and_exit_codes_are_seen() {
+        for end in [
+            "echo half",
+            "printf '{}'",
+            "echo \"thread 'x' panicked\" >&2",
+            "exit 1",
+        ] {
+            let tracer = start(&format!("{STATUS}; {end}; exit 0")).unwrap();
+            assert!(tracer.check_end().is_err(), "{end}");
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Runs the scenarios: one JSON line each on stdout, then a line of totals. Exit code 1 if any
 //! failed.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -43,14 +44,14 @@ struct Run {
 fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Command::List => {
-            list();
+            list()?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Run(run) => run_all(run),
     }
 }
 
-fn list() {
+fn list() -> Result<()> {
     for scenario in scenarios::all() {
         let line = serde_json::json!({
             "scenario": scenario.name,
@@ -58,8 +59,9 @@ fn list() {
             "needs": scenario.needs.iter().map(|need| format!("{need:?}")).collect::<Vec<_>>(),
             "guest_exclusive": scenario.guest_exclusive,
         });
-        println!("{line}");
+        writeln!(io::stdout(), "{line}")?;
     }
+    Ok(())
 }
 
 fn run_all(run: Run) -> Result<ExitCode> {
@@ -83,11 +85,12 @@ fn run_all(run: Run) -> Result<ExitCode> {
             .count()
     };
     let failed = count(Outcome::Failed);
-    println!(
+    writeln!(
+        io::stdout(),
         "{} passed, {failed} failed, {} skipped",
         count(Outcome::Passed),
         count(Outcome::Skipped)
-    );
+    )?;
     Ok(if failed == 0 {
         ExitCode::SUCCESS
     } else {
@@ -108,6 +111,6 @@ fn select(only: &[String]) -> Result<Vec<&'static Scenario>> {
 }
 
 fn print(report: Report) -> Result<Report> {
-    println!("{}", serde_json::to_string(&report)?);
+    writeln!(io::stdout(), "{}", serde_json::to_string(&report)?)?;
     Ok(report)
 }

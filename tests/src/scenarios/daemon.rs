@@ -14,7 +14,7 @@ use super::MIB;
 use super::victims::storm_kills;
 use crate::cgroup::Cgroup;
 use crate::deadline::until;
-use crate::expect::{Expected, victim_pids};
+use crate::expect::{Expected, names_victim};
 use crate::hog::{Hog, Spec};
 use crate::scenario::{Context, Need, Scenario};
 
@@ -82,15 +82,12 @@ fn stalled_reader(context: &mut Context) -> Result<()> {
     // A kill after it shows that what was held back has been written.
     let last = one_kill(&context.scratch.child("after")?, context.deadline)?;
     tracer.wait_for("kill after the stall", context.deadline, |event| {
-        victim_pids(event).contains(&last.pid())
+        names_victim(event, last.pid())
     })?;
     tracer.stop()?;
     let events = tracer.events();
-    let seen = |kill: &&crate::oracle::Kill| {
-        events
-            .iter()
-            .any(|event| victim_pids(event).contains(&kill.tid))
-    };
+    let seen =
+        |kill: &&crate::oracle::Kill| events.iter().any(|event| names_victim(event, kill.tid));
     let missing = kills.len() - kills.iter().filter(seen).count();
     let confessed = events
         .iter()

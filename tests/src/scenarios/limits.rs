@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 
 use super::{MIB, OWN_MEMORY};
 use crate::cgroup::{Pod, hostile_name, newline_is_refused};
-use crate::expect::{Expected, victim_pids};
+use crate::expect::{Expected, names_victim};
 use crate::hog::Spec;
 use crate::scenario::{Context, Scenario};
 
@@ -147,7 +147,7 @@ fn limit_hit_without_kill(context: &mut Context) -> Result<()> {
     let blamed = tracer
         .events()
         .iter()
-        .any(|event| victim_pids(event).contains(&survivor));
+        .any(|event| names_victim(event, survivor));
     ensure!(!blamed, "a process that lived is in an oom_kill event");
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 
 use super::MIB;
-use crate::expect::{Expected, at, victim_pids};
+use crate::expect::{Expected, at, names_victim};
 use crate::hog::Spec;
 use crate::scenario::{Context, Need, Scenario};
 
@@ -133,7 +133,7 @@ fn kill_allocating_task(context: &mut Context) -> Result<()> {
         return Ok(());
     };
     let event = tracer.wait_for("oom_kill event", context.deadline, |event| {
-        victim_pids(event).contains(&hog.pid())
+        names_victim(event, hog.pid())
     })?;
     ensure!(
         at(&event, "trigger.process.pid") == hog.pid(),
