@@ -26,6 +26,18 @@ pub(super) const ALL: &[Scenario] = &[
 
 const LIMIT: u64 = 24 * MIB;
 
+/// Kernel memory on cgroup v1, whose memory.stat has no line for it, and memory that no line
+/// counts on v2 either.
+const UNSEEN: &[&str] = &[
+    "slab_reclaimable_bytes",
+    "slab_unreclaimable_bytes",
+    "sock_bytes",
+    "unexplained_bytes",
+];
+
+/// A tracer that cannot see the kind of memory must not guess.
+const UNSEEN_CAUSES: &[&str] = &["kernel_memory", "sockets", "unknown"];
+
 /// Runs a workload as a container's first process with [`LIMIT`] until it is killed.
 fn kill(
     context: &mut Context,
@@ -90,43 +102,35 @@ fn slab(context: &mut Context) -> Result<()> {
     let mount = Mount::new("tmpfs", "nr_inodes=0")?;
     let directory = mount.path().as_os_str().to_owned();
     let workload = ["files".into(), directory, "1000000".into()];
-    // memory.stat of cgroup v1 has no line for kernel memory.
-    let mostly: &[&str] = match context.version {
-        Version::V1 => &[
-            "slab_reclaimable_bytes",
-            "slab_unreclaimable_bytes",
-            "unexplained_bytes",
-        ],
-        Version::V2 => &["slab_reclaimable_bytes", "slab_unreclaimable_bytes"],
-    };
-    kill(context, 0x23, &workload, mostly, &["kernel_memory"])
+    match context.version {
+        Version::V1 => kill(context, 0x23, &workload, UNSEEN, UNSEEN_CAUSES),
+        Version::V2 => {
+            let mostly = &["slab_reclaimable_bytes", "slab_unreclaimable_bytes"];
+            kill(context, 0x23, &workload, mostly, &["kernel_memory"])
+        }
+    }
 }
 
-/// Buffers of unix sockets are slab and pages; `sock` of memory.stat counts other families only.
+/// Buffers of unix sockets are slab; `sock` of memory.stat counts other families only.
 fn sockets(context: &mut Context) -> Result<()> {
     let workload = ["sockets".into(), "4000".into()];
-    let mostly = &[
-        "slab_unreclaimable_bytes",
-        "sock_bytes",
-        "unexplained_bytes",
-    ];
-    kill(
-        context,
-        0x24,
-        &workload,
-        mostly,
-        &["kernel_memory", "sockets"],
-    )
+    match context.version {
+        Version::V1 => kill(context, 0x24, &workload, UNSEEN, UNSEEN_CAUSES),
+        Version::V2 => {
+            let mostly = &["slab_unreclaimable_bytes", "sock_bytes"];
+            kill(
+                context,
+                0x24,
+                &workload,
+                mostly,
+                &["kernel_memory", "sockets"],
+            )
+        }
+    }
 }
 
-/// Pages of pipes are charged, but no line of memory.stat counts them.
+/// Pages of pipes are charged, but no line of memory.stat counts them alone.
 fn pipes(context: &mut Context) -> Result<()> {
     let workload = ["pipes".into(), "4000".into()];
-    kill(
-        context,
-        0x25,
-        &workload,
-        &["unexplained_bytes"],
-        &["kernel_memory"],
-    )
+    kill(context, 0x25, &workload, UNSEEN, UNSEEN_CAUSES)
 }

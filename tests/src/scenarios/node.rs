@@ -151,7 +151,8 @@ fn mempolicy(context: &mut Context) -> Result<()> {
     hog.wait_killed(context.deadline)?;
     let expected = Expected::kill(hog.pid(), "mempolicy")
         .message("Out of memory")
-        .inside(&cgroup);
+        .inside(&cgroup)
+        .because(&[], &["node_exhausted"]);
     context.check(&expected)
 }
 
@@ -162,6 +163,7 @@ fn cpuset(context: &mut Context) -> Result<()> {
     hog.wait_killed(context.deadline)?;
     let expected = Expected::kill(hog.pid(), "cpuset")
         .message("Out of memory")
-        .inside(&context.scratch);
+        .inside(&context.scratch)
+        .because(&[], &["node_exhausted"]);
     context.check(&expected)
 }
