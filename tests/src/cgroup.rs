@@ -13,6 +13,12 @@ use nix::unistd::Pid;
 
 use crate::deadline::until;
 
+/// Top-level names are this, the pid of the run, and a number.
+const SCRATCH_PREFIX: &str = "oomprobe-test-";
+
+/// How long the members of a cgroup may take to die.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// Which interface the memory controller has here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
@@ -71,11 +77,28 @@ impl Hierarchy {
         Ok(unified)
     }
 
+    /// Removes what runs left behind that were killed before they could.
+    pub fn sweep(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.mount).context("cgroup mount")? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let owner = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(SCRATCH_PREFIX));
+            if let Some((pid, _)) = owner.and_then(|owner| owner.split_once('-'))
+                && !Path::new("/proc").join(pid).exists()
+            {
+                remove(&entry.path(), Instant::now() + PATIENCE)?;
+            }
+        }
+        Ok(())
+    }
+
     /// A new top-level cgroup whose name no one else uses.
     pub fn scratch(&self) -> Result<Cgroup> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("oomprobe-test-{}-{number}", std::process::id());
+        let name = format!("{SCRATCH_PREFIX}{}-{number}", std::process::id());
         if self.version == Version::V2 {
             enable(&self.mount, "memory")?;
         }
@@ -197,7 +220,7 @@ impl Cgroup {
 
     /// Kills all members, here and below, and removes the directories.
     pub fn remove(&self) -> Result<()> {
-        remove(&self.directory, Instant::now() + Duration::from_secs(20))
+        remove(&self.directory, Instant::now() + PATIENCE)
     }
 }
 

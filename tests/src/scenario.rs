@@ -316,9 +316,11 @@ impl Runner {
             // In a node OOM the witness must not be the victim. Workloads set their own.
             fs::write("/proc/self/oom_score_adj", "-1000").context("oom_score_adj")?;
         }
+        let hierarchy = Hierarchy::find()?;
+        hierarchy.sweep()?;
         Ok(Self {
             options,
-            hierarchy: Hierarchy::find()?,
+            hierarchy,
             tracer: None,
         })
     }
