@@ -1,3 +1,15 @@
 //! Scenarios that make a real kernel kill, and the oracles that check what oomprobe said of it.
 
+<<<<<<< HEAD
 pub mod containerd;
+=======
+pub mod cgroup;
+pub mod deadline;
+pub mod expect;
+pub mod hog;
+pub mod mount;
+pub mod oracle;
+pub mod scenario;
+pub mod scenarios;
+pub mod tracer;
+>>>>>>> h/scenarios

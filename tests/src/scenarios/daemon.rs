@@ -1,0 +1,177 @@
+//! How the tracer behaves: nothing lost, and a clean end however it comes.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+
+use super::MIB;
+use super::victims::storm_kills;
+use crate::cgroup::Cgroup;
+use crate::deadline::until;
+use crate::expect::{Expected, names_victim};
+use crate::hog::{Hog, Spec};
+use crate::scenario::{Context, Need, Scenario};
+
+pub(super) const ALL: &[Scenario] = &[
+    Scenario::new("burst", "200 kills in a row, none lost", burst).seconds(240),
+    Scenario::new(
+        "stalled_reader",
+        "nobody reads stdout during 200 kills",
+        stalled_reader,
+    )
+    .needs(&[Need::Tracer])
+    .seconds(240),
+    Scenario::new(
+        "sigterm_drains",
+        "SIGTERM right after a kill",
+        sigterm_drains,
+    )
+    .needs(&[Need::Tracer]),
+    Scenario::new("closed_stdout", "the reader goes away", closed_stdout).needs(&[Need::Tracer]),
+    Scenario::new("heartbeat", "silence is shown to be silence", heartbeat).needs(&[Need::Tracer]),
+    Scenario::new("not_root", "a missing capability is named", not_root).needs(&[Need::Tracer]),
+];
+
+const BURST: usize = 200;
+
+fn start_burst(context: &Context) -> Result<(Cgroup, Hog)> {
+    let cgroup = context.scratch.child("burst")?;
+    cgroup.limit(12 * MIB)?;
+    let storm = Spec::inside(&cgroup).start(
+        &["storm", &BURST.to_string(), "10", "--parallel", "2"],
+        context.deadline,
+    )?;
+    Ok((cgroup, storm))
+}
+
+fn one_kill(cgroup: &Cgroup, deadline: Instant) -> Result<Hog> {
+    cgroup.limit(16 * MIB)?;
+    let mut hog = Spec::inside(cgroup).start(&["anon", "32"], deadline)?;
+    hog.wait_killed(deadline)?;
+    Ok(hog)
+}
+
+fn burst(context: &mut Context) -> Result<()> {
+    let (cgroup, mut storm) = start_burst(context)?;
+    let kills = storm_kills(context, &cgroup, &mut storm, BURST)?;
+    context.check_all(&kills)?;
+    let Some(tracer) = context.tracer() else {
+        return Ok(());
+    };
+    let events = tracer.events();
+    let lost = events
+        .iter()
+        .find(|event| event["kind"] == "loss" || event["kind"] == "gap");
+    ensure!(lost.is_none(), "{lost:?}");
+    Ok(())
+}
+
+/// What cannot be written may be dropped, but not in silence.
+fn stalled_reader(context: &mut Context) -> Result<()> {
+    let tracer = context.start_tracer(&[])?;
+    tracer.pause_reading(true);
+    let (cgroup, mut storm) = start_burst(context)?;
+    let kills = storm_kills(context, &cgroup, &mut storm, BURST)?;
+    tracer.pause_reading(false);
+    // A kill after it shows that what was held back has been written.
+    let last = one_kill(&context.scratch.child("after")?, context.deadline)?;
+    tracer.wait_for("kill after the stall", context.deadline, |event| {
+        names_victim(event, last.pid())
+    })?;
+    tracer.stop()?;
+    let events = tracer.events();
+    let seen =
+        |kill: &&crate::oracle::Kill| events.iter().any(|event| names_victim(event, kill.tid));
+    let missing = kills.len() - kills.iter().filter(seen).count();
+    let confessed = events
+        .iter()
+        .any(|event| event["kind"] == "loss" || event["kind"] == "gap");
+    ensure!(
+        missing == 0 || confessed,
+        "{missing} kills missing without a word"
+    );
+    Ok(())
+}
+
+fn sigterm_drains(context: &mut Context) -> Result<()> {
+    let tracer = context.start_tracer(&[])?;
+    let cgroup = context.scratch.child("last")?;
+    let hog = one_kill(&cgroup, context.deadline)?;
+    tracer.signal(Signal::SIGTERM)?;
+    tracer.check_end()?;
+    let expected = Expected::kill(hog.pid(), "slice")
+        .limit(&cgroup, 16 * MIB)
+        .inside(&cgroup);
+    context.check(&expected)
+}
+
+fn closed_stdout(context: &mut Context) -> Result<()> {
+    let mut tracer = Command::new(context.oomprobe()?)
+        .args(["trace", "-o", "json"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("start the tracer")?;
+    let stdout = tracer.stdout.take().context("stdout of the tracer")?;
+    let attached = BufReader::new(stdout).read_line(&mut String::new());
+    let result = attached.context("probe_status").and_then(|_| {
+        one_kill(&context.scratch.child("unheard")?, context.deadline)?;
+        until(context.deadline, "end of the tracer", || {
+            Ok(tracer.try_wait()?)
+        })
+    });
+    // Fails only if it has ended, as it should.
+    let _ = tracer.kill();
+    let _ = tracer.wait();
+    let status = result?;
+    ensure!(
+        status.code() == Some(0),
+        "a reader that left is no error: {status}"
+    );
+    Ok(())
+}
+
+fn heartbeat(context: &mut Context) -> Result<()> {
+    let tracer = context.start_tracer(&["--heartbeat", "1s"])?;
+    until(context.deadline, "second heartbeat", || {
+        let events = tracer.events();
+        let beats = events
+            .iter()
+            .filter(|event| event["kind"] == "heartbeat")
+            .count();
+        Ok((beats >= 2).then_some(()))
+    })?;
+    tracer.stop()
+}
+
+fn not_root(context: &mut Context) -> Result<()> {
+    const NOBODY: u32 = 65534;
+    // Where the program was built is not for nobody to read.
+    let directory = tempfile::tempdir().context("temporary directory")?;
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
+    let copy = directory.path().join("oomprobe");
+    fs::copy(context.oomprobe()?, &copy).context("copy oomprobe")?;
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
+    let output = Command::new(&copy)
+        .args(["trace", "-o", "json", "--duration", "1s"])
+        .current_dir("/")
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .output()
+        .context("run oomprobe as nobody")?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(3),
+        "{}: {stderr}",
+        output.status
+    );
+    ensure!(stderr.contains("CAP_"), "no capability is named: {stderr}");
+    ensure!(!stderr.contains("panicked"), "{stderr}");
+    Ok(())
+}

@@ -1,0 +1,282 @@
+//! Runs `oomprobe trace -o json` and collects its events.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::deadline::until;
+
+/// For attaching and for ending; a guest without KVM needs most of it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running tracer; killed when dropped.
+#[derive(Debug)]
+pub struct Tracer {
+    child: Mutex<Child>,
+    output: Arc<Output>,
+}
+
+#[derive(Debug, Default)]
+struct Output {
+    events: Mutex<Vec<Value>>,
+    /// Lines that break the promise of one JSON object a line.
+    bad_lines: Mutex<Vec<String>>,
+    stderr: Mutex<Vec<u8>>,
+    paused: AtomicBool,
+    ended: AtomicBool,
+}
+
+impl Tracer {
+    /// Starts it with further arguments and waits until it says that its hooks are attached.
+    pub fn start(oomprobe: &Path, arguments: &[&str]) -> Result<Self> {
+        let mut child = Command::new(oomprobe)
+            .args(["trace", "-o", "json"])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("start {}", oomprobe.display()))?;
+        let stdout = child.stdout.take().context("stdout of the tracer")?;
+        let mut stderr = child.stderr.take().context("stderr of the tracer")?;
+        let output = Arc::new(Output::default());
+        let tracer = Self {
+            child: Mutex::new(child),
+            output: Arc::clone(&output),
+        };
+        let errors = Arc::clone(&output);
+        std::thread::spawn(move || {
+            let mut piece = [0; 4096];
+            while let Ok(length @ 1..) = stderr.read(&mut piece) {
+                lock(&errors.stderr).extend_from_slice(&piece[..length]);
+            }
+        });
+        std::thread::spawn(move || output.collect(stdout));
+        let status = tracer.wait_for("probe_status", Instant::now() + PATIENCE, |event| {
+            event["kind"] == "probe_status"
+        })?;
+        ensure!(
+            status["attached"] == true,
+            "the tracer is not attached: {status}"
+        );
+        ensure!(
+            status["seq"] == 0,
+            "probe_status is not the first event: {status}"
+        );
+        Ok(tracer)
+    }
+
+    /// Whether it has closed its output.
+    pub fn has_ended(&self) -> bool {
+        self.output.ended.load(Ordering::Acquire)
+    }
+
+    /// All events so far.
+    pub fn events(&self) -> Vec<Value> {
+        lock(&self.output.events).clone()
+    }
+
+    /// The first event that `wanted` accepts, waiting for it.
+    pub fn wait_for(
+        &self,
+        what: &str,
+        deadline: Instant,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        until(deadline, what, || {
+            let ended = self.has_ended();
+            if let Some(event) = lock(&self.output.events).iter().find(|event| wanted(event)) {
+                return Ok(Some(event.clone()));
+            }
+            ensure!(!ended, "the tracer ended without {what}");
+            Ok(None)
+        })
+        .with_context(|| self.last_words())
+    }
+
+    /// Stops taking what the tracer writes, or goes on with it.
+    pub fn pause_reading(&self, paused: bool) {
+        self.output.paused.store(paused, Ordering::Release);
+    }
+
+    /// Checks what holds for every stream: JSON lines, no raw control bytes, `seq` without holes.
+    pub fn check_stream(&self) -> Result<()> {
+        if let Some(line) = lock(&self.output.bad_lines).first() {
+            bail!("not a clean JSON line: {line}");
+        }
+        for (expected, event) in lock(&self.output.events).iter().enumerate() {
+            ensure!(
+                event["seq"].as_u64() == Some(expected as u64),
+                "seq {} where {expected} was due: {event}",
+                event["seq"]
+            );
+            ensure!(
+                event["schema"] == "oomprobe/1",
+                "schema {}",
+                event["schema"]
+            );
+        }
+        Ok(())
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(lock(&self.child).id()).context("pid of the tracer")?;
+        kill(Pid::from_raw(pid), signal).with_context(|| format!("{signal} to the tracer"))
+    }
+
+    /// Waits for its end and for the last of its output.
+    pub fn wait_end(&self) -> Result<ExitStatus> {
+        let deadline = Instant::now() + PATIENCE;
+        let status = until(deadline, "end of the tracer", || {
+            Ok(lock(&self.child).try_wait()?)
+        })
+        .with_context(|| self.last_words())?;
+        until(deadline, "end of the tracer's output", || {
+            Ok(self.has_ended().then_some(()))
+        })?;
+        Ok(status)
+    }
+
+    /// Interrupts it; it must flush, say nothing of a panic and exit 0.
+    pub fn stop(&self) -> Result<()> {
+        self.signal(Signal::SIGINT)?;
+        self.check_end()
+    }
+
+    /// Its end must be clean: exit code 0, no panic, a whole stream.
+    pub fn check_end(&self) -> Result<()> {
+        let status = self.wait_end()?;
+        ensure!(
+            status.code() == Some(0),
+            "the tracer: {status}\n{}",
+            self.last_words()
+        );
+        let panicked = String::from_utf8_lossy(&lock(&self.output.stderr)).contains("panicked");
+        ensure!(!panicked, "the tracer panicked\n{}", self.last_words());
+        self.check_stream()
+    }
+
+    /// End of its stderr.
+    pub fn last_words(&self) -> String {
+        let stderr = lock(&self.output.stderr);
+        let tail = &stderr[stderr.len().saturating_sub(2000)..];
+        format!("stderr of the tracer: {:?}", String::from_utf8_lossy(tail))
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        let mut child = lock(&self.child);
+        // Both fail only if it has ended already.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+impl Output {
+    fn collect(&self, stdout: ChildStdout) {
+        let mut reader = BufReader::new(stdout);
+        let mut line = Vec::new();
+        while let Ok(1..) = reader.read_until(b'\n', &mut line) {
+            while self.paused.load(Ordering::Acquire) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let content = line.strip_suffix(b"\n").unwrap_or(&line);
+            let clean = line.ends_with(b"\n") && !content.iter().any(u8::is_ascii_control);
+            match serde_json::from_slice(content) {
+                Ok(event @ Value::Object(_)) if clean => lock(&self.events).push(event),
+                _ => lock(&self.bad_lines).push(String::from_utf8_lossy(&line).into_owned()),
+            }
+            line.clear();
+        }
+        self.ended.store(true, Ordering::Release);
+    }
+}
+
+/// A thread that panicked while it held the lock left whole values behind: every critical section
+/// here is one push.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const STATUS: &str =
+        r#"echo '{"schema":"oomprobe/1","kind":"probe_status","attached":true,"seq":0}'"#;
+    const WAIT: &str = "while :; do sleep 0.05; done";
+
+    /// A tracer made of shell commands.
+    fn start(script: &str) -> Result<Tracer> {
+        // A fork by another test would hold the file open for writing while this one executes it.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _guard = lock(&ONE_AT_A_TIME);
+        let directory = tempfile::tempdir()?;
+        let program = directory.path().join("tracer");
+        fs::write(
+            &program,
+            format!("#!/bin/sh\ntrap 'exit 0' INT\n{script}\n"),
+        )?;
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+        Tracer::start(&program, &[])
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    #[test]
+    fn collects_events_and_ends_cleanly() {
+        let event = r#"echo '{"schema":"oomprobe/1","kind":"oom_kill","seq":1}'"#;
+        let tracer = start(&format!("{STATUS}; {event}; {WAIT}")).unwrap();
+        tracer
+            .wait_for("kill", soon(), |event| event["kind"] == "oom_kill")
+            .unwrap();
+        tracer.stop().unwrap();
+        assert_eq!(tracer.events().len(), 2);
+    }
+
+    #[test]
+    fn an_unattached_tracer_is_refused() {
+        let status = STATUS.replace("true", "false");
+        assert!(start(&format!("{status}; {WAIT}")).is_err());
+        let error = start("echo no BTF >&2; exit 3").unwrap_err();
+        assert!(format!("{error:#}").contains("no BTF"), "{error:#}");
+    }
+
+    #[test]
+    fn a_hole_in_the_sequence_is_seen() {
+        let event = r#"echo '{"schema":"oomprobe/1","kind":"heartbeat","seq":2}'"#;
+        let tracer = start(&format!("{STATUS}; {event}; {WAIT}")).unwrap();
+        tracer
+            .wait_for("event", soon(), |event| event["seq"] == 2)
+            .unwrap();
+        assert!(tracer.stop().is_err());
+    }
+
+    #[test]
+    fn bad_lines_panics_and_exit_codes_are_seen() {
+        for end in [
+            "echo half",
+            "printf '{}'",
+            "echo \"thread 'x' panicked\" >&2",
+            "exit 1",
+        ] {
+            let tracer = start(&format!("{STATUS}; {end}; exit 0")).unwrap();
+            assert!(tracer.check_end().is_err(), "{end}");
+        }
+    }
+}

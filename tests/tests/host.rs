@@ -1,0 +1,68 @@
+//! The scenarios on the running kernel, with the program that `OOMPROBE_BIN` names. Without it
+//! they are ignored, so that `cargo test` works for everyone; `cargo xtask test` sets
+//! `OOMPROBE_TESTS=required` beside it, and then its absence is an error.
+
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use oomprobe_tests::scenario::{Options, Outcome, Report, Runner, Scenario};
+use oomprobe_tests::scenarios;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // One kernel log, one machine's memory: one scenario at a time.
+    arguments.test_threads = Some(1);
+    let oomprobe = std::env::var_os("OOMPROBE_BIN");
+    if oomprobe.is_none() && std::env::var("OOMPROBE_TESTS").is_ok_and(|value| value == "required")
+    {
+        eprintln!("OOMPROBE_BIN does not say where the oomprobe to test is");
+        return ExitCode::FAILURE;
+    }
+    let runner = Arc::new(Mutex::new(None));
+    let trials = scenarios::all()
+        .map(|scenario| {
+            let (runner, oomprobe) = (Arc::clone(&runner), oomprobe.clone());
+            Trial::ignorable_test(scenario.name, move || {
+                let Some(oomprobe) = oomprobe else {
+                    return Ok(Completion::ignored_with("OOMPROBE_BIN is not set"));
+                };
+                let mut runner = runner.lock().unwrap_or_else(PoisonError::into_inner);
+                run(&mut runner, scenario, oomprobe.into())
+            })
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let mut runner = runner.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(Report {
+        outcome: Outcome::Failed,
+        reason,
+        ..
+    }) = runner.as_mut().and_then(Runner::finish)
+    {
+        eprintln!("the shared tracer: {}", reason.unwrap_or_default());
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
+}
+
+fn run(
+    runner: &mut Option<Runner>,
+    scenario: &Scenario,
+    oomprobe: std::path::PathBuf,
+) -> Result<Completion, Failed> {
+    let runner = match runner {
+        Some(runner) => runner,
+        None => runner.insert(Runner::new(Options {
+            guest: false,
+            oomprobe: Some(oomprobe),
+        })?),
+    };
+    let report = runner.run(scenario, false);
+    let reason = report.reason.unwrap_or_default();
+    match report.outcome {
+        Outcome::Passed => Ok(Completion::Completed),
+        Outcome::Skipped => Ok(Completion::ignored_with(reason)),
+        Outcome::Failed => Err(reason.into()),
+    }
+}
