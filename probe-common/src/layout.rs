@@ -197,8 +197,8 @@ kernel_layout! {
 pub struct Settings {
     /// Address of the kernel's `__per_cpu_offset[]`; 0 where kallsyms does not tell.
     pub per_cpu_offset: u64,
-    /// Possible CPUs.
-    pub cpus: u32,
+    /// Zero.
+    pub pad: u32,
     /// 1 once `OOM_DECISION` records are produced: a mark then leaves limit and stack to them.
     pub has_decision: u32,
 }

@@ -21,7 +21,7 @@ pub const MAX_STACK_FRAMES: usize = 48;
 /// Bytes of the message the kernel prints with a kill ("Memory cgroup out of memory", …).
 pub const MESSAGE_LEN: usize = 64;
 
-/// Most CPUs whose per-CPU deltas are added to an rss counter inside BPF.
+/// Most possible CPUs for which the per-CPU parts are added to an rss counter inside BPF.
 pub const MAX_RSS_CPUS: u32 = 128;
 
 /// Bytes of one per-CPU scratch buffer in which a record is put together.

@@ -22,7 +22,7 @@ use probe_common::{
     limits::{COMM_LEN, MAX_RSS_CPUS},
 };
 
-use crate::maps::SETTINGS;
+use crate::maps::{CPUS, SETTINGS};
 
 /// One field of [`crate::maps::LAYOUT`]: volatile, so that the compiler leaves it to the verifier, which knows
 /// the frozen value.
@@ -320,26 +320,37 @@ impl<A: Access> Mm<A> {
 /// A `percpu_counter` keeps up to `batch` per CPU out of its `count` (lib/percpu_counter.c).
 #[inline(always)]
 fn percpu_sum(variable: u64) -> Option<i64> {
-    let settings = SETTINGS.get(0)?;
-    let (table, cpus) = (settings.per_cpu_offset, settings.cpus);
-    if table == 0 || cpus > MAX_RSS_CPUS {
+    let table = SETTINGS.get(0)?.per_cpu_offset;
+    // SAFETY: a static; the frozen map behind it is as large.
+    let cpus = unsafe { read_volatile(&raw const CPUS) };
+    if table == 0 || cpus == 0 || cpus > MAX_RSS_CPUS {
         return None;
     }
     let mut sum = 0i64;
     let mut cpu = 0u32;
-    while cpu < MAX_RSS_CPUS {
-        if cpu >= cpus {
-            break;
-        }
-        // SAFETY: any address may be probed.
-        let delta: i32 = unsafe {
-            let offset: u64 = Probed::load((table + u64::from(cpu) * 8) as *const u8)?;
-            Probed::load(variable.wrapping_add(offset) as *const u8)?
-        };
+    while cpu < cpus {
+        let offset: u64 = probe_or_zero(table + u64::from(cpu) * 8);
+        let delta: i32 = probe_or_zero(variable.wrapping_add(offset));
         sum += i64::from(delta);
         cpu += 1;
     }
     Some(sum)
+}
+
+/// What is at `address`, or zero: without a branch, so that a loop of these stays one path.
+#[inline(always)]
+fn probe_or_zero<T: Copy>(address: u64) -> T {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the destination is `size_of::<T>()` bytes of stack, which the helper fills with
+    // zeroes when it fails; all-zero is a valid integer.
+    unsafe {
+        bpf_probe_read_kernel(
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            address as *const _,
+        );
+        value.assume_init()
+    }
 }
 
 impl<A: Access> Css<A> {

@@ -14,6 +14,11 @@ use probe_common::{
 #[unsafe(no_mangle)]
 pub static LAYOUT: KernelLayout = KernelLayout::UNKNOWN;
 
+/// Possible CPUs if per-CPU parts are to be added, else 0. Frozen, so that the verifier walks a loop
+/// over them once and not for every number of them.
+#[unsafe(no_mangle)]
+pub static CPUS: u32 = 0;
+
 /// Kills and deaths only, so that no flood can evict them.
 #[map]
 pub static CRITICAL: RingBuf = RingBuf::with_byte_size(CRITICAL_RING_BYTES, 0);

@@ -1,9 +1,7 @@
 //! Scenarios that make a real kernel kill, and the oracles that check what oomprobe said of it.
 
-<<<<<<< HEAD
-pub mod containerd;
-=======
 pub mod cgroup;
+pub mod containerd;
 pub mod deadline;
 pub mod expect;
 pub mod hog;
@@ -12,4 +10,3 @@ pub mod oracle;
 pub mod scenario;
 pub mod scenarios;
 pub mod tracer;
->>>>>>> h/scenarios

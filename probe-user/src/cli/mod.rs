@@ -1,4 +1,206 @@
-//! One file per command.
+//! One file per command, and the options they share.
 
-pub mod schema;
+pub mod demo;
+pub mod doctor;
 pub mod resolve;
+pub mod schema;
+pub mod trace;
+
+use std::{ffi::OsString, io::IsTerminal, path::PathBuf, process::ExitCode};
+
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::{
+    daemon::Ending,
+    kernel::facts::{Facts, Roots},
+};
+
+/// Exit codes, as `--help` lists them.
+pub mod exit {
+    /// Something failed.
+    pub const FAILURE: u8 = 1;
+    /// The command line is wrong.
+    pub const USAGE: u8 = 2;
+    /// A privilege or kernel feature is missing; the message says which and what to do.
+    pub const UNSUPPORTED: u8 = 3;
+}
+
+/// Why was it OOM-killed, and whose limit was it?
+#[derive(Debug, Parser)]
+#[command(
+    name = "oomprobe",
+    version = concat!(env!("CARGO_PKG_VERSION"), " (bpf ", env!("OOMPROBE_BPF_SHA256"), ")"),
+    max_term_width = 100,
+    after_help = "\
+Examples:
+  oomprobe trace                          follow kills on this node, readable
+  oomprobe trace -o json | jq .verdict    the same for machines
+  oomprobe trace --namespace shop         only kills that concern one namespace
+  oomprobe demo                           see one: a contained kill in a scratch cgroup
+  oomprobe doctor                         what this kernel allows, and what to do about the rest
+
+Exit codes: 0 ok, 1 failure, 2 usage, 3 a needed privilege or kernel feature is missing.
+stdout carries data only; everything else goes to stderr."
+)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options common to all commands.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Common {
+    /// Root of the host's file system, where a container has it mounted
+    #[arg(long, global = true, value_name = "PATH", default_value = "/", env = "OOMPROBE_HOST_ROOT")]
+    pub host_root: PathBuf,
+    /// Socket of the container runtime; without it the usual places are tried
+    #[arg(long, global = true, value_name = "PATH", env = "OOMPROBE_CRI_SOCKET")]
+    pub cri_socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Follow OOM kills live, explained
+    Trace(trace::Args),
+    /// Cause a contained OOM kill in a scratch cgroup, trace it, explain it, clean up
+    Demo(demo::Args),
+    /// Say what this kernel allows, which hook serves each signal, and what to do about the rest
+    Doctor(doctor::Args),
+    /// Tell which container and pod a cgroup path, a cgroup id or a pid belongs to
+    #[command(after_help = "\
+Examples:
+  oomprobe resolve /kubepods/burstable/pod6a4ce4a0-ba47-11ea-b2a7-0cc47ac5979e
+  oomprobe resolve --pid 4242
+  find /sys/fs/cgroup -type d -printf '/%P\\n' | oomprobe resolve -")]
+    Resolve(resolve::Args),
+    /// Print the JSON Schema of every event
+    Schema,
+    /// Print a shell completion script
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+    /// Allocates memory for `demo` until it is killed
+    #[command(hide = true)]
+    DemoHog(demo::HogArgs),
+}
+
+/// How events are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For a person at a terminal.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Output {
+    /// The choice, or what fits where standard output goes.
+    pub fn or_default(choice: Option<Self>) -> Self {
+        choice.unwrap_or_else(|| {
+            if std::io::stdout().is_terminal() { Self::Pretty } else { Self::Json }
+        })
+    }
+}
+
+/// Whether to use colour on standard output: only on a terminal and without `NO_COLOR`
+/// (<https://no-color.org>).
+pub fn colour() -> bool {
+    std::io::stdout().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Runs the command line and says how it ended.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version go to stdout and are no failure.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { 0 });
+        }
+    };
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("oomprobe: {error:#}");
+            ExitCode::from(exit::FAILURE)
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::Trace(args) => trace::run(args, cli.common),
+        Command::Demo(args) => demo::run(&args, cli.common),
+        Command::Doctor(args) => doctor::run(&args, &cli.common),
+        Command::DemoHog(args) => demo::hog(&args),
+        Command::Resolve(args) => {
+            let Common { host_root, cri_socket } = cli.common;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let result =
+                runtime.block_on(resolve::run(args, resolve::Options { cri_socket, host_root }));
+            // A look-up that hangs on a dead disk must not hold up the end.
+            runtime.shutdown_background();
+            result
+        }
+        Command::Schema => {
+            schema::run(std::io::stdout().lock())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "oomprobe", &mut script);
+            std::io::Write::write_all(&mut std::io::stdout().lock(), &script)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man => {
+            clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout().lock())?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// The exit code for how a daemon ended; what is worth saying is said on stderr.
+fn ended(ending: Ending) -> ExitCode {
+    match ending {
+        Ending::Written | Ending::Closed => ExitCode::SUCCESS,
+        Ending::Failed(error) => {
+            eprintln!("oomprobe: cannot write to stdout: {error}");
+            ExitCode::from(exit::FAILURE)
+        }
+        Ending::Stuck(events) => {
+            eprintln!(
+                "oomprobe: the reader of stdout does not read: up to {events} events were given up"
+            );
+            ExitCode::from(exit::FAILURE)
+        }
+    }
+}
+
+/// What tracing cannot do without, said before anything is tried; `None` if nothing is missing.
+fn obstacle(common: &Common) -> Option<String> {
+    let facts = Facts::gather(&Roots {
+        proc: common.host_root.join("proc"),
+        sys: common.host_root.join("sys"),
+    });
+    let problems: Vec<String> = facts
+        .problems()
+        .into_iter()
+        .filter(|problem| problem.blocks)
+        .map(|problem| format!("{}\n  remedy: {}", problem.detail, problem.remedy))
+        .collect();
+    (!problems.is_empty()).then(|| problems.join("\n"))
+}

@@ -27,7 +27,7 @@ use outbox::Outbox;
 use reconcile::Reconciler;
 
 use crate::{
-    event::{self, Body, Event, Heartbeat, Host, Loss, ProbeStatus, SignalStatus},
+    event::{self, Body, Heartbeat, Host, Loss, ProbeStatus, SignalStatus},
     identity::{
         hierarchy::{self, Hierarchies},
         names::Resolver,
@@ -193,7 +193,8 @@ impl Daemon {
         let sys = options.host_root.join("sys");
         let report = layout::resolve(&Btf::running().context(BTF_REMEDY)?);
         let kernel_layout = report.layout()?;
-        let mut probe = Probe::attach(&kernel_layout)?;
+        let cpus = host::possible_cpus(&sys).ok().and_then(|cpus| u32::try_from(cpus).ok());
+        let mut probe = Probe::attach(&kernel_layout, cpus.unwrap_or(0))?;
         // The kernel's types were needed until here: some 20 MiB that nobody needs any more.
         release_memory();
         protect_from_oom();
@@ -225,7 +226,7 @@ impl Daemon {
 
         let critical = Reader::new(probe.take_critical()?)?;
         let bulk = Reader::new(probe.take_bulk()?)?;
-        set_per_cpu(&mut probe, &sys);
+        set_per_cpu(&mut probe);
         Ok(Self {
             started,
             critical: Some(critical),
@@ -270,7 +271,7 @@ impl Daemon {
             (Some(critical), Some(bulk)) => (critical, bulk),
             _ => anyhow::bail!("the rings were taken already"),
         };
-        let mut records: Vec<Bytes> = Vec::new();
+        let (mut records, mut rates) = (Vec::<Bytes>::new(), Vec::<Bytes>::new());
         while !self.enough() {
             let deadline = self.assembler.deadline().map(|at| {
                 Instant::now() + Duration::from_nanos(at.saturating_sub(clock::boot_ns()))
@@ -289,9 +290,9 @@ impl Daemon {
                 Some(made) = self.looking_up.join_next(), if !self.looking_up.is_empty() => {
                     self.made(made);
                 }
-                read = bulk.read(&mut records) => {
+                read = bulk.read(&mut rates) => {
                     read.context("cannot read the ring of rates")?;
-                    self.take(&mut records);
+                    self.take(&mut rates);
                 }
                 _ = tick.tick() => self.count_losses(),
                 _ = heartbeat.tick(), if beats => self.beat(),
@@ -585,13 +586,12 @@ fn status(
 }
 
 /// Lets the programs add the per-CPU parts of rss counters, if the kernel tells where they are.
-fn set_per_cpu(probe: &mut Probe, sys: &Path) {
+fn set_per_cpu(probe: &mut Probe) {
     let symbol = kallsyms::find(Path::new(kallsyms::KALLSYMS), &["__per_cpu_offset"]);
     let address = symbol.ok().and_then(|found| found.first()?.address().ok());
-    let cpus = host::possible_cpus(sys).ok().and_then(|cpus| u32::try_from(cpus).ok());
-    if let Some((address, cpus)) = address.zip(cpus) {
+    if let Some(address) = address {
         // Without it rss is approximate, which every event says of itself.
-        let _ = probe.set_per_cpu(address, cpus);
+        let _ = probe.set_per_cpu(address);
     }
 }
 

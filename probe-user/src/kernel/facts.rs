@@ -14,6 +14,7 @@ use std::{
 use serde::Serialize;
 
 use super::capability::Capabilities;
+use crate::event::KernelFacts;
 
 /// Inode of the initial pid namespace (`PROC_PID_INIT_INO`).
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
@@ -152,6 +153,36 @@ pub enum MemoryController {
 }
 
 impl Facts {
+    /// How cgroups are organised, as events name it: `v1`, `hybrid`, `v2` or `none`.
+    pub fn cgroup_layout(&self) -> Option<&'static str> {
+        Some(match self.cgroups.as_ref()?.mode {
+            CgroupMode::V2 => "v2",
+            CgroupMode::V1 => "v1",
+            CgroupMode::Hybrid => "hybrid",
+            CgroupMode::None => "none",
+        })
+    }
+
+    /// What `probe_status` says of the kernel.
+    pub fn for_event(&self) -> KernelFacts {
+        let features = [
+            ("kprobes", self.kprobes),
+            ("psi", self.psi),
+            ("swap", self.swap_bytes.map(|bytes| bytes > 0)),
+            ("host_pid_namespace", self.in_host_pid_namespace),
+            ("container", self.in_container),
+        ];
+        KernelFacts {
+            release: self.kernel_release.clone(),
+            machine: self.arch.map(ToOwned::to_owned),
+            cgroup: self.cgroup_layout().map(ToOwned::to_owned),
+            features: features
+                .into_iter()
+                .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+                .collect(),
+        }
+    }
+
     /// Reads what can be read below `roots`.
     pub fn gather(roots: &Roots) -> Self {
         let Roots { proc, sys } = roots;

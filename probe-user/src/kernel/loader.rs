@@ -9,6 +9,7 @@ use aya::{
 };
 use probe_common::{
     layout::{KernelLayout, Settings},
+    limits::MAX_RSS_CPUS,
     wire::{self, Loss},
 };
 
@@ -84,8 +85,10 @@ pub struct Probe {
 
 impl Probe {
     /// Loads and attaches.
-    pub fn attach(layout: &KernelLayout) -> Result<Self, LoadError> {
-        let mut ebpf = load(layout)?;
+    ///
+    /// `cpus` is the number of possible CPUs.
+    pub fn attach(layout: &KernelLayout, cpus: u32) -> Result<Self, LoadError> {
+        let mut ebpf = load(layout, cpus)?;
         let lost = map(&mut ebpf, "LOST", PerCpuArray::try_from)?;
         let critical = map(&mut ebpf, "CRITICAL", RingBuf::try_from)?;
         let bulk = map(&mut ebpf, "BULK", RingBuf::try_from)?;
@@ -97,10 +100,10 @@ impl Probe {
         for (signal, rungs) in LADDER {
             let result = serve(&mut ebpf, &btf, layout, *signal, rungs);
             if *signal == Signal::OomDecision && result.hook.is_some() {
-                has_decision.set(0, 1, 0).map_err(|source| LoadError::Map {
-                    name: "HAS_DECISION",
-                    source,
-                })?;
+                let known = Settings { has_decision: 1, ..Settings::default() };
+                settings
+                    .set(0, known, 0)
+                    .map_err(|source| LoadError::Map { name: SETTINGS, source })?;
             }
             if signal.is_essential() && result.hook.is_none() {
                 let refused: Vec<String> = result
@@ -118,8 +121,9 @@ impl Probe {
         Ok(Self {
             ebpf,
             lost,
-            critical,
-            bulk,
+            settings,
+            critical: Some(critical),
+            bulk: Some(bulk),
             served,
         })
     }
@@ -143,9 +147,9 @@ impl Probe {
     }
 
     /// Tells the programs where the per-CPU parts of counters are; until then rss is approximate.
-    pub fn set_per_cpu(&mut self, per_cpu_offset: u64, cpus: u32) -> Result<(), MapError> {
+    pub fn set_per_cpu(&mut self, per_cpu_offset: u64) -> Result<(), MapError> {
         let known = self.settings.get(&0, 0)?;
-        self.settings.set(0, Settings { per_cpu_offset, cpus, ..known }, 0)
+        self.settings.set(0, Settings { per_cpu_offset, ..known }, 0)
     }
 
     /// Losses counted in the kernel since the start, by reason.
@@ -186,8 +190,8 @@ impl Probe {
 
 /// Loads and attaches every rung of every signal, one at a time, and takes each back: what this
 /// kernel allows, for `oomprobe doctor`.
-pub fn survey(layout: &KernelLayout) -> Result<Vec<Surveyed>, LoadError> {
-    let mut ebpf = load(layout)?;
+pub fn survey(layout: &KernelLayout, cpus: u32) -> Result<Vec<Surveyed>, LoadError> {
+    let mut ebpf = load(layout, cpus)?;
     let btf = Btf::from_sys_fs()?;
     Ok(LADDER
         .iter()
@@ -202,10 +206,12 @@ pub fn survey(layout: &KernelLayout) -> Result<Vec<Surveyed>, LoadError> {
 }
 
 /// Creates the maps; the programs are loaded one by one.
-fn load(layout: &KernelLayout) -> Result<Ebpf, LoadError> {
+fn load(layout: &KernelLayout, cpus: u32) -> Result<Ebpf, LoadError> {
     raise_memlock();
+    let cpus = if cpus <= MAX_RSS_CPUS { cpus } else { 0 };
     Ok(EbpfLoader::new()
         .override_global("LAYOUT", layout, true)
+        .override_global("CPUS", &cpus, true)
         .load(OBJECT)?)
 }
 

@@ -7,6 +7,8 @@
 //! of kernel stacks.
 
 pub mod btf;
+pub mod capability;
+pub mod problems;
 pub mod facts;
 pub mod kallsyms;
 pub mod ladder;

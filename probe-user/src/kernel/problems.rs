@@ -16,6 +16,8 @@ pub struct Problem {
     pub detail: String,
     /// What to do: a command to paste where there is one.
     pub remedy: String,
+    /// True if nothing can be traced because of it; false if it only narrows an answer.
+    pub blocks: bool,
 }
 
 impl Facts {
@@ -23,10 +25,13 @@ impl Facts {
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         let mut report = |id, detail: String, remedy: &str| {
+            let blocks = BLOCKING.contains(&id)
+                || BLOCKING_CAPABILITIES.iter().any(|name| detail.starts_with(name));
             problems.push(Problem {
                 id,
                 detail,
                 remedy: remedy.into(),
+                blocks,
             });
         };
 
@@ -118,6 +123,12 @@ impl Facts {
         problems
     }
 }
+
+/// Problems that bar tracing altogether.
+const BLOCKING: &[&str] = &["btf", "lockdown"];
+
+/// And the capabilities whose lack does.
+const BLOCKING_CAPABILITIES: &[&str] = &["CAP_BPF ", "CAP_PERFMON "];
 
 /// What oomprobe cannot do without each capability.
 const COSTS: &[(Capability, &str)] = &[

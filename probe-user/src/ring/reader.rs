@@ -23,7 +23,8 @@ impl Reader {
         Ok(Self { ring })
     }
 
-    /// Waits until there are records and appends them, up to a batch, to `out`.
+    /// Waits until there are records and appends them, up to a batch, to `out`. Dropped while it
+    /// waits, it has taken nothing.
     pub async fn read(&mut self, out: &mut Vec<Bytes>) -> io::Result<()> {
         let mut guard = self.ring.readable_mut().await?;
         let before = out.len();

@@ -1,0 +1,65 @@
+//! `oomprobe trace`: events live.
+
+use std::{io::stdout, process::ExitCode, time::Duration};
+
+use super::{Common, Output, colour, ended, exit, obstacle};
+use crate::{
+    daemon::{self, Filter, Options},
+    sink::{json::Json, terminal::Terminal},
+};
+
+/// Arguments of `oomprobe trace`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  oomprobe trace                                      follow, readable on a terminal
+  oomprobe trace -o json > kills.ndjson               NDJSON, also the default in a pipe
+  oomprobe trace --duration 10m --pod cart-7d9f       one pod, for ten minutes
+
+The first event is probe_status: from then on no kill is missed, or a gap event says so.
+SIGINT and SIGTERM drain what was seen and exit 0.")]
+pub struct Args {
+    /// How to write events [default: pretty on a terminal, else json]
+    #[arg(short, long, value_enum, env = "OOMPROBE_OUTPUT")]
+    output: Option<Output>,
+    /// Stop after this long, as 90s or 10m
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
+    /// Time between two heartbeat events; 0s for none
+    #[arg(long, value_name = "TIME", default_value = "60s", env = "OOMPROBE_HEARTBEAT",
+          value_parser = humantime::parse_duration)]
+    heartbeat: Duration,
+    /// Stop after this many kills, when what became of them is known
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// Only kills that concern the pod of this name
+    #[arg(long, value_name = "NAME")]
+    pod: Option<String>,
+    /// Only kills that concern this Kubernetes namespace
+    #[arg(long, value_name = "NAME")]
+    namespace: Option<String>,
+    /// Only kills that concern this container: its name, its id, or the start of its id
+    #[arg(long, value_name = "NAME|ID")]
+    container: Option<String>,
+}
+
+/// Follows until told to stop.
+pub fn run(args: Args, common: Common) -> anyhow::Result<ExitCode> {
+    if let Some(missing) = obstacle(&common) {
+        eprintln!("oomprobe: cannot trace here: {missing}");
+        return Ok(ExitCode::from(exit::UNSUPPORTED));
+    }
+    let options = Options {
+        host_root: common.host_root,
+        cri_socket: common.cri_socket,
+        heartbeat: args.heartbeat,
+        duration: args.duration,
+        count: args.count,
+        filter: Filter { pod: args.pod, namespace: args.namespace, container: args.container },
+    };
+    let ending = match Output::or_default(args.output) {
+        Output::Json => daemon::run(options, Json::new(stdout()), || ()),
+        Output::Pretty => daemon::run(options, Terminal::new(stdout(), colour()), || ()),
+    }?;
+    Ok(ended(ending))
+}
