@@ -37,7 +37,9 @@ extern "C" fn candidates(ctx: *mut c_void) -> i32 {
         let ctx = ctx.cast::<IterTask>();
         ((*(*ctx).meta).seq, (*ctx).task)
     };
-    let Some(task) = Task::<Typed>::new(task) else { return 0 };
+    let Some(task) = Task::<Typed>::new(task) else {
+        return 0;
+    };
     // Threads share the mm: the leader stands for the process, unless it has exited before the
     // others. Kernel threads have none and cannot be chosen.
     if task.mm().is_none() {

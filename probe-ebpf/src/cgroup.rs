@@ -29,8 +29,10 @@ fn cgroup_rmdir_rt(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn body(cgroup: *const u8, path: *const u8, change: u32) {
-    let Some(cgroup) = Cgroup::<Probed>::new(cgroup) else { return };
-    let Some((mut record, out)) =
+    let Some(cgroup) = Cgroup::<Probed>::new(cgroup) else {
+        return;
+    };
+    let Some((record, out)) =
         Record::new::<CgroupChange>(Slot::Other, kind::CGROUP, source::RAW_TP)
     else {
         return;

@@ -38,8 +38,12 @@ fn exit_rt(ctx: RawTracePointContext) -> i32 {
 fn body<A: Access>(task: *const u8, group_dead: Option<bool>, source: u32) {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: the value is only copied.
-    let Some(&start_boot_ns) = (unsafe { VICTIMS.get(&pid) }) else { return };
-    let Some(task) = Task::<A>::new(task) else { return };
+    let Some(&start_boot_ns) = (unsafe { VICTIMS.get(&pid) }) else {
+        return;
+    };
+    let Some(task) = Task::<A>::new(task) else {
+        return;
+    };
     let signal = task.signal();
     // `live` was decremented before the tracepoint (do_exit(), kernel/exit.c).
     if !group_dead.unwrap_or_else(|| signal.and_then(|s| s.live()) == Some(0)) {

@@ -1,7 +1,7 @@
 //! Reading kernel structures: the only file that knows offsets and pointers.
 //!
-//! Getters are named as the kernel's members. Each returns `None` for a member this kernel lacks,
-//! a null pointer or a failed read. How memory is read is a type parameter: programs that the
+//! Getters are named as the kernel's members. Each returns `None` for a member this kernel lacks or
+//! a null pointer, and 0 if the read fails. How memory is read is a type parameter: programs that the
 //! verifier gives typed pointers to use [`Typed`], all others [`Probed`].
 
 use core::{
@@ -29,7 +29,8 @@ use crate::maps::{CPUS, SETTINGS};
 macro_rules! layout {
     ($field:ident) => {{
         // SAFETY: a field of a static; the frozen map behind it is as large as the struct.
-        let offset: u32 = unsafe { core::ptr::read_volatile(&raw const crate::maps::LAYOUT.$field) };
+        let offset: u32 =
+            unsafe { core::ptr::read_volatile(&raw const crate::maps::LAYOUT.$field) };
         offset
     }};
 }
@@ -39,11 +40,13 @@ const _: () = assert!(size_of::<KernelLayout>() % 4 == 0);
 
 /// How kernel memory is read.
 pub trait Access: Copy {
-    /// The value at `address`, which is not null.
+    /// The value at `address`, zero if it cannot be read. Without a branch: every branch that does
+    /// not matter doubles what the verifier has to walk.
     ///
     /// # Safety
-    /// `T` is an integer or pointer type; for [`Typed`] the verifier must know the pointer.
-    unsafe fn load<T: Copy>(address: *const u8) -> Option<T>;
+    /// `T` is an integer or pointer type, for which zero is a value; for [`Typed`] the verifier
+    /// must know the pointer.
+    unsafe fn load<T: Copy>(address: *const u8) -> T;
 }
 
 /// Plain loads through pointers whose type the verifier tracks: it checks the offset against its
@@ -57,22 +60,26 @@ pub struct Probed;
 
 impl Access for Typed {
     #[inline(always)]
-    unsafe fn load<T: Copy>(address: *const u8) -> Option<T> {
+    unsafe fn load<T: Copy>(address: *const u8) -> T {
         // SAFETY: the verifier accepts the load or refuses the program.
-        Some(unsafe { read_volatile(address.cast::<T>()) })
+        unsafe { read_volatile(address.cast::<T>()) }
     }
 }
 
 impl Access for Probed {
     #[inline(always)]
-    unsafe fn load<T: Copy>(address: *const u8) -> Option<T> {
+    unsafe fn load<T: Copy>(address: *const u8) -> T {
         let mut value = MaybeUninit::<T>::uninit();
-        // SAFETY: the destination is `size_of::<T>()` bytes of stack; the source may be anything.
-        let failed = unsafe {
-            bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, address.cast())
-        };
-        // SAFETY: the helper fills the destination also when it fails, with zeroes.
-        (failed == 0).then(|| unsafe { value.assume_init() })
+        // SAFETY: the destination is `size_of::<T>()` bytes of stack, which the helper fills with
+        // zeroes if it fails; the source may be anything.
+        unsafe {
+            bpf_probe_read_kernel(
+                value.as_mut_ptr().cast(),
+                size_of::<T>() as u32,
+                address.cast(),
+            );
+            value.assume_init()
+        }
     }
 }
 
@@ -103,7 +110,7 @@ macro_rules! pointer {
                         return None;
                     }
                     // SAFETY: not null; the offset is the kernel's own.
-                    unsafe { A::load(self.address().add(offset as usize)) }
+                    Some(unsafe { A::load(self.address().add(offset as usize)) })
                 }
 
                 /// Its address.
@@ -181,15 +188,15 @@ impl<A: Access> Task<A> {
     }
     /// Copies the name to `out`. Always probed: a typed load may not be wider than a word.
     #[inline(always)]
-    pub fn comm(self, out: &mut [u8; COMM_LEN]) -> bool {
+    pub fn comm(self, out: &mut [u8; COMM_LEN]) {
         let comm = layout!(task_struct__comm);
         if comm == ABSENT {
-            return false;
+            return;
         }
         // SAFETY: the destination is that large; the source may be anything.
         unsafe {
             let source = self.address().add(comm as usize);
-            bpf_probe_read_kernel(out.as_mut_ptr().cast(), COMM_LEN as u32, source.cast()) == 0
+            bpf_probe_read_kernel(out.as_mut_ptr().cast(), COMM_LEN as u32, source.cast());
         }
     }
     #[inline(always)]
@@ -270,13 +277,17 @@ impl<A: Access> Pid<A> {
     /// The number in the namespace at `level`. A variable index is only possible when probed.
     #[inline(always)]
     pub fn number(self, level: u32) -> Option<i32> {
-        let (numbers, stride, nr) = (layout!(pid__numbers), layout!(upid__size), layout!(upid__nr));
+        let (numbers, stride, nr) = (
+            layout!(pid__numbers),
+            layout!(upid__size),
+            layout!(upid__nr),
+        );
         if numbers == ABSENT || stride == ABSENT || nr == ABSENT {
             return None;
         }
         let offset = u64::from(numbers) + u64::from(nr) + u64::from(level) * u64::from(stride);
         // SAFETY: any address may be probed.
-        unsafe { Probed::load((self.address() as u64).wrapping_add(offset) as *const u8) }
+        Some(unsafe { Probed::load((self.address() as u64).wrapping_add(offset) as *const u8) })
     }
 }
 
@@ -289,68 +300,75 @@ impl<A: Access> Mm<A> {
     pub fn pgtables_bytes(self) -> Option<u64> {
         self.get(layout!(mm_struct__pgtables_bytes))
     }
-    /// One rss counter, pages, and whether the per-CPU part is in it.
+    /// One rss counter, pages; 0 where this kernel's counters are unknown.
     ///
     /// Always probed: 5.10 and 6.1 refuse typed loads of `atomic_long_t` array elements.
     #[inline(always)]
-    pub fn rss(self, item: u32) -> Option<(i64, bool)> {
-        let (base, stride, count) =
-            (layout!(mm_struct__rss_stat), layout!(rss_stat__stride), layout!(rss_stat__count));
+    pub fn rss(self, item: u32) -> i64 {
+        let (base, stride, count) = (
+            layout!(mm_struct__rss_stat),
+            layout!(rss_stat__stride),
+            layout!(rss_stat__count),
+        );
         if base == ABSENT || stride == ABSENT || count == ABSENT || item == ABSENT {
-            return None;
+            return 0;
         }
-        let counter = (self.address() as u64) + u64::from(base) + u64::from(item) * u64::from(stride);
+        let counter =
+            (self.address() as u64) + u64::from(base) + u64::from(item) * u64::from(stride);
         // SAFETY: any address may be probed.
-        let sum: i64 = unsafe { Probed::load((counter + u64::from(count)) as *const u8)? };
+        let sum: i64 = unsafe { Probed::load((counter + u64::from(count)) as *const u8) };
         let percpu = layout!(rss_stat__percpu);
         if percpu == ABSENT {
-            return Some((sum, true));
+            return sum;
         }
         // SAFETY: as above.
-        let deltas: u64 = unsafe { Probed::load((counter + u64::from(percpu)) as *const u8)? };
-        Some(match percpu_sum(deltas) {
-            Some(delta) => (sum + delta, true),
-            None => (sum, false),
-        })
+        let deltas: u64 = unsafe { Probed::load((counter + u64::from(percpu)) as *const u8) };
+        sum + percpu_sum(deltas)
     }
 }
 
-/// Sum of a per-CPU `s32` over all CPUs; `None` where the kernel does not tell where they are.
+/// Where the kernel's per-CPU areas are; 0 if that is unknown or they are too many to add up.
+#[inline(always)]
+fn per_cpu_table() -> u64 {
+    match SETTINGS.get(0) {
+        Some(settings) if cpus() != 0 => settings.per_cpu_offset,
+        _ => 0,
+    }
+}
+
+#[inline(always)]
+fn cpus() -> u32 {
+    // SAFETY: a static; the frozen map behind it is as large.
+    unsafe { read_volatile(&raw const CPUS) }
+}
+
+/// Whether [`Mm::rss`] gives all of it.
+#[inline(always)]
+pub fn rss_is_exact() -> bool {
+    layout!(rss_stat__percpu) == ABSENT || per_cpu_table() != 0
+}
+
+/// Sum of a per-CPU `s32` over all CPUs, 0 where the kernel does not tell where they are.
 ///
 /// A `percpu_counter` keeps up to `batch` per CPU out of its `count` (lib/percpu_counter.c).
 #[inline(always)]
-fn percpu_sum(variable: u64) -> Option<i64> {
-    let table = SETTINGS.get(0)?.per_cpu_offset;
-    // SAFETY: a static; the frozen map behind it is as large.
-    let cpus = unsafe { read_volatile(&raw const CPUS) };
-    if table == 0 || cpus == 0 || cpus > MAX_RSS_CPUS {
-        return None;
-    }
+fn percpu_sum(variable: u64) -> i64 {
+    let table = per_cpu_table();
     let mut sum = 0i64;
+    if table == 0 {
+        return sum;
+    }
     let mut cpu = 0u32;
-    while cpu < cpus {
-        let offset: u64 = probe_or_zero(table + u64::from(cpu) * 8);
-        let delta: i32 = probe_or_zero(variable.wrapping_add(offset));
+    while cpu < cpus() && cpu < MAX_RSS_CPUS {
+        // SAFETY: any address may be probed.
+        let delta: i32 = unsafe {
+            let offset: u64 = Probed::load((table + u64::from(cpu) * 8) as *const u8);
+            Probed::load(variable.wrapping_add(offset) as *const u8)
+        };
         sum += i64::from(delta);
         cpu += 1;
     }
-    Some(sum)
-}
-
-/// What is at `address`, or zero: without a branch, so that a loop of these stays one path.
-#[inline(always)]
-fn probe_or_zero<T: Copy>(address: u64) -> T {
-    let mut value = MaybeUninit::<T>::uninit();
-    // SAFETY: the destination is `size_of::<T>()` bytes of stack, which the helper fills with
-    // zeroes when it fails; all-zero is a valid integer.
-    unsafe {
-        bpf_probe_read_kernel(
-            value.as_mut_ptr().cast(),
-            size_of::<T>() as u32,
-            address as *const _,
-        );
-        value.assume_init()
-    }
+    sum
 }
 
 impl<A: Access> Css<A> {
@@ -390,13 +408,15 @@ impl<A: Access> Kernfs<A> {
     pub fn parent(self) -> Option<Self> {
         Self::new(self.get(layout!(kernfs_node__parent))?)
     }
-    /// Copies the name with its NUL to `destination`; the bytes written, at least 1.
+    /// Copies the name with its NUL to `destination`; the bytes written, or an error below 1.
     ///
     /// # Safety
     /// `destination` has room for `room` bytes that the verifier knows of.
     #[inline(always)]
-    pub unsafe fn read_name(self, destination: *mut u8, room: u32) -> Option<usize> {
-        let name: *const u8 = self.get(layout!(kernfs_node__name))?;
+    pub unsafe fn read_name(self, destination: *mut u8, room: u32) -> i64 {
+        let Some(name) = self.get::<*const u8>(layout!(kernfs_node__name)) else {
+            return 0;
+        };
         // SAFETY: the caller vouches for the destination; the source may be anything.
         unsafe { read_str(destination, room, name) }
     }
@@ -467,16 +487,12 @@ impl<A: Access> OomControl<A> {
     }
 }
 
-/// Copies a NUL-ended kernel string; the bytes written, NUL included.
+/// Copies a NUL-ended kernel string; the bytes written, NUL included, or an error below 1.
 ///
 /// # Safety
 /// `destination` has room for `room` bytes that the verifier knows of.
 #[inline(always)]
-pub unsafe fn read_str(destination: *mut u8, room: u32, source: *const u8) -> Option<usize> {
-    if source.is_null() {
-        return None;
-    }
+pub unsafe fn read_str(destination: *mut u8, room: u32, source: *const u8) -> i64 {
     // SAFETY: the caller vouches for the destination; the source may be anything.
-    let length = unsafe { bpf_probe_read_kernel_str(destination.cast(), room, source.cast()) };
-    if length <= 0 { None } else { Some(length as usize) }
+    unsafe { bpf_probe_read_kernel_str(destination.cast(), room, source.cast()) as i64 }
 }

@@ -40,15 +40,19 @@ fn kill_rt(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn body<A: Access>(task: *const u8, result: i32, source: u32) {
-    let Some(target) = Task::<A>::new(task) else { return };
-    let Some((mut record, out)) = Record::new::<Kill>(Slot::Kill, kind::KERNEL_KILL, source)
-    else {
+    let Some(target) = Task::<A>::new(task) else {
+        return;
+    };
+    let Some((record, out)) = Record::new::<Kill>(Slot::Kill, kind::KERNEL_KILL, source) else {
         return;
     };
     describe(target, &mut out.target);
     out.sender_tid = bpf_get_current_pid_tgid() as u32;
     out.result = result as u32;
-    if VICTIMS.insert(out.target.pid, out.target.start_boot_ns, 0).is_err() {
+    if VICTIMS
+        .insert(out.target.pid, out.target.start_boot_ns, 0)
+        .is_err()
+    {
         lost(Loss::VictimMapFull);
     }
     record.path(section::VICTIM_PATH, memory_kernfs(target));

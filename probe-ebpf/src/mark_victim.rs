@@ -46,27 +46,34 @@ fn mark_kp(ctx: ProbeContext) -> u32 {
 
 #[inline(always)]
 fn body<A: Access>(ctx: &impl EbpfContext, task: *const u8, source: u32) {
-    let Some(victim) = Task::<A>::new(task) else { return };
-    let Some((mut record, out)) = Record::new::<MarkVictim>(Slot::Oom, kind::MARK_VICTIM, source)
+    let Some(victim) = Task::<A>::new(task) else {
+        return;
+    };
+    let Some((record, out)) = Record::new::<MarkVictim>(Slot::Oom, kind::MARK_VICTIM, source)
     else {
         return;
     };
     describe(victim, &mut out.victim);
-    if VICTIMS.insert(out.victim.pid, out.victim.start_boot_ns, 0).is_err() {
+    if VICTIMS
+        .insert(out.victim.pid, out.victim.start_boot_ns, 0)
+        .is_err()
+    {
         lost(Loss::VictimMapFull);
     }
     let trigger = Task::<Probed>::current();
     if let Some(trigger) = trigger {
         describe_ids(trigger, &mut out.trigger);
     }
-    let alone = SETTINGS.get(0).is_none_or(|settings| settings.has_decision == 0);
+    let alone = SETTINGS
+        .get(0)
+        .is_none_or(|settings| settings.has_decision == 0);
     if alone {
         let memcg = trigger.and_then(|task| task.memory_css()?.memcg());
         record.limit_levels(memcg);
     }
     record.path(section::VICTIM_PATH, memory_kernfs(victim));
     if alone {
-        stack(&mut record, ctx);
+        stack(record, ctx);
         record.path(section::TRIGGER_PATH, trigger.and_then(memory_kernfs));
     }
     record.path(section::VICTIM_DFL_PATH, other_dfl_kernfs(victim));

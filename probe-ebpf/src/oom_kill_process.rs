@@ -37,9 +37,10 @@ fn decision_kp(ctx: ProbeContext) -> u32 {
 
 #[inline(always)]
 fn body<A: Access>(ctx: &impl EbpfContext, oc: *const u8, message: *const u8, source: u32) {
-    let Some(oc) = OomControl::<A>::new(oc) else { return };
-    let Some((mut record, out)) =
-        Record::new::<OomDecision>(Slot::Oom, kind::OOM_DECISION, source)
+    let Some(oc) = OomControl::<A>::new(oc) else {
+        return;
+    };
+    let Some((record, out)) = Record::new::<OomDecision>(Slot::Oom, kind::OOM_DECISION, source)
     else {
         return;
     };
@@ -48,7 +49,9 @@ fn body<A: Access>(ctx: &impl EbpfContext, oc: *const u8, message: *const u8, so
     out.constraint = oc.constraint().unwrap_or(u32::MAX);
     out.total_pages = oc.totalpages().unwrap_or(0);
     out.chosen_points = oc.chosen_points().unwrap_or(0);
-    let victim = oc.chosen().and_then(|task| Task::<A>::from_arg(task.cast::<task_struct>()));
+    let victim = oc
+        .chosen()
+        .and_then(|task| Task::<A>::from_arg(task.cast::<task_struct>()));
     if let Some(victim) = victim {
         describe(victim, &mut out.victim);
     }
@@ -66,7 +69,7 @@ fn body<A: Access>(ctx: &impl EbpfContext, oc: *const u8, message: *const u8, so
     record.limit_levels(limit);
     record.path(section::VICTIM_PATH, victim.and_then(memory_kernfs));
     record.path(section::LIMIT_PATH, limit_cgroup.and_then(Cgroup::kn));
-    stack(&mut record, ctx);
+    stack(record, ctx);
     record.path(section::TRIGGER_PATH, trigger.and_then(memory_kernfs));
     record.path(section::VICTIM_DFL_PATH, victim.and_then(other_dfl_kernfs));
     record.send(&CRITICAL, Loss::CriticalRingFull);
@@ -74,7 +77,7 @@ fn body<A: Access>(ctx: &impl EbpfContext, oc: *const u8, message: *const u8, so
 
 /// The kernel stack of current.
 #[inline(always)]
-pub fn stack(record: &mut Record, ctx: &impl EbpfContext) {
+pub fn stack(record: Record, ctx: &impl EbpfContext) {
     record.filled(section::STACK, MAX_STACK_FRAMES * 8, |room, size| {
         // SAFETY: `room` is `size` bytes; the context is the program's own.
         unsafe { bpf_get_stack(ctx.as_ptr(), room.cast(), size, 0) as i64 }

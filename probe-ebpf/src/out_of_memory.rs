@@ -41,7 +41,9 @@ fn end_kr(ctx: RetProbeContext) -> u32 {
 
 #[inline(always)]
 fn body<A: Access>(oc: *const u8, returned: u8, source: u32) {
-    let Some(oc) = OomControl::<A>::new(oc) else { return };
+    let Some(oc) = OomControl::<A>::new(oc) else {
+        return;
+    };
     let Some((record, out)) = Record::new::<OomEnd>(Slot::Oom, kind::OOM_END, source) else {
         return;
     };

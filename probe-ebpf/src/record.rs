@@ -1,8 +1,8 @@
 //! Putting a record together in a scratch buffer and sending it.
 
 use core::{
-    mem::{offset_of, zeroed},
-    ptr::{read_volatile, write},
+    mem::zeroed,
+    ptr::{read_volatile, write, write_volatile},
 };
 
 use aya_ebpf::helpers::{
@@ -20,7 +20,7 @@ use probe_common::{
 };
 
 use crate::{
-    kernel::{Access, Cgroup, Kernfs, Memcg, Mm, Probed, Task, layout, read_str},
+    kernel::{Access, Cgroup, Kernfs, Memcg, Probed, Task, layout, read_str, rss_is_exact},
     maps::{SCRATCH, Slot, lost},
 };
 
@@ -28,17 +28,44 @@ use crate::{
 const START_MASK: usize = SCRATCH_LEN / 2 - 1;
 
 /// A record under construction.
+///
+/// All that varies while it grows, lengths and flags, is kept in the buffer itself and read back
+/// when it is needed. What comes from a map is any number to the verifier, so however a section
+/// came about, the program goes on in one and the same state: kept in registers, every way through
+/// one section would be walked again for every way through the next.
+#[derive(Clone, Copy)]
 pub struct Record {
     buffer: *mut u8,
-    length: usize,
 }
 
-/// The value, with the compiler kept from knowing anything about it: the verifier then sees the
-/// mask that proves a write in bounds.
-#[inline(always)]
-fn opaque(value: usize) -> usize {
-    // SAFETY: a local.
-    unsafe { read_volatile(&raw const value) }
+/// A section under construction.
+#[derive(Clone, Copy)]
+struct Writer {
+    start: *mut Section,
+}
+
+impl Writer {
+    /// Where the content goes: half of the buffer, less this header, is behind it.
+    #[inline(always)]
+    fn content(self) -> *mut u8 {
+        // SAFETY: a section starts in the first half of the buffer.
+        unsafe { self.start.add(1).cast() }
+    }
+
+    #[inline(always)]
+    fn length(self) -> usize {
+        // SAFETY: inside the buffer.
+        unsafe { read_volatile(&raw const (*self.start).len) as usize }
+    }
+
+    #[inline(always)]
+    fn set(self, length: usize, truncated: bool) {
+        // SAFETY: inside the buffer.
+        unsafe {
+            write_volatile(&raw mut (*self.start).len, length as u32);
+            write_volatile(&raw mut (*self.start).truncated, u16::from(truncated));
+        }
+    }
 }
 
 impl Record {
@@ -54,7 +81,7 @@ impl Record {
                 Header {
                     version: VERSION,
                     kind,
-                    len: 0,
+                    len: (size_of::<Header>() + size_of::<T>()) as u32,
                     time_boot_ns: bpf_ktime_get_boot_ns(),
                     cpu: bpf_get_smp_processor_id(),
                     source,
@@ -64,121 +91,135 @@ impl Record {
             write(body, zeroed());
             &mut *body
         };
-        Some((Self { buffer, length: size_of::<Header>() + size_of::<T>() }, body))
+        Some((Self { buffer }, body))
     }
 
-    /// Where the next section starts, if it still may.
     #[inline(always)]
-    fn next(&self) -> Option<*mut u8> {
-        if self.length > START_MASK {
+    fn length(self) -> usize {
+        // SAFETY: the buffer starts with a header.
+        unsafe { read_volatile(&raw const (*self.buffer.cast::<Header>()).len) as usize }
+    }
+
+    /// Starts a section, if there is still room for one.
+    #[inline(always)]
+    fn begin(self, tag: u16) -> Option<Writer> {
+        let length = self.length();
+        if length > START_MASK {
             return None;
         }
         // SAFETY: masked into the first half of the buffer.
-        Some(unsafe { self.buffer.add(opaque(self.length) & START_MASK) })
-    }
-
-    /// Ends a section of `length` bytes that was written after [`Self::next`].
-    #[inline(always)]
-    fn end_section(&mut self, start: *mut u8, tag: u16, length: usize, truncated: bool) {
-        // SAFETY: `start` leaves half of the buffer.
+        let start = unsafe { self.buffer.add(length & START_MASK).cast::<Section>() };
+        // SAFETY: as above.
         unsafe {
             write(
-                start.cast::<Section>(),
-                Section { tag, truncated: u16::from(truncated), len: length as u32 },
-            );
+                start,
+                Section {
+                    tag,
+                    truncated: 0,
+                    len: 0,
+                },
+            )
+        };
+        Some(Writer { start })
+    }
+
+    /// Makes the section part of the record.
+    #[inline(always)]
+    fn end(self, section: Writer) {
+        let length = self.length() + ((size_of::<Section>() + section.length() + 7) & !7);
+        // SAFETY: the buffer starts with a header.
+        unsafe {
+            write_volatile(&raw mut (*self.buffer.cast::<Header>()).len, length as u32);
         }
-        self.length += (size_of::<Section>() + length + 7) & !7;
     }
 
     /// Names of a cgroup and its ancestors, leaf first, each with its NUL; the root has none.
     #[inline(always)]
-    pub fn path<A: Access>(&mut self, tag: u16, leaf: Option<Kernfs<A>>) {
-        let Some(start) = self.next() else { return };
-        let (mut node, mut length, mut truncated) = (leaf, 0usize, true);
+    pub fn path<A: Access>(self, tag: u16, leaf: Option<Kernfs<A>>) {
+        let Some(section) = self.begin(tag) else {
+            return;
+        };
+        section.set(0, true);
+        let mut node = leaf;
         for _ in 0..MAX_CGROUP_DEPTH {
-            let Some(this) = node else {
-                truncated = false;
+            let Some(this) = node else { break };
+            let length = section.length();
+            node = this.parent();
+            if node.is_none() {
+                section.set(length, false);
                 break;
-            };
+            }
             if length > CGROUP_PATH_LEN - CGROUP_NAME_LEN {
                 break;
             }
-            node = this.parent();
-            if node.is_none() {
-                truncated = false;
+            // SAFETY: header, path and one more name are less than half of the buffer.
+            let written = unsafe {
+                let room = section.content().add(length & (CGROUP_PATH_LEN - 1));
+                this.read_name(room, CGROUP_NAME_LEN as u32)
+            };
+            if written <= 0 {
+                lost(Loss::ReadFailed);
                 break;
             }
-            // SAFETY: header, path and one more name are less than half of the buffer.
-            let room = unsafe {
-                start.add(size_of::<Section>() + (opaque(length) & (CGROUP_PATH_LEN - 1)))
-            };
-            // SAFETY: as above.
-            match unsafe { this.read_name(room, CGROUP_NAME_LEN as u32) } {
-                Some(written) => length += written,
-                None => {
-                    lost(Loss::ReadFailed);
-                    break;
-                }
-            }
+            section.set(length + written as usize, true);
         }
-        self.end_section(start, tag, length, truncated);
+        self.end(section);
     }
 
     /// Page counters of `memcg` and its ancestors.
     #[inline(always)]
-    pub fn limit_levels(&mut self, memcg: Option<Memcg<Probed>>) {
-        let Some(start) = self.next() else { return };
-        let (mut memcg, mut count) = (memcg, 0usize);
+    pub fn limit_levels(self, memcg: Option<Memcg<Probed>>) {
+        let Some(section) = self.begin(section::LIMIT_LEVELS) else {
+            return;
+        };
+        let mut memcg = memcg;
         for index in 0..MAX_LIMIT_LEVELS {
             let Some(this) = memcg else { break };
             // SAFETY: header and all levels are less than half of the buffer.
-            let entry = unsafe {
-                start.add(size_of::<Section>() + index * size_of::<LimitLevel>()).cast()
-            };
-            limit_level(this, entry);
-            count = index + 1;
+            limit_level(this, unsafe {
+                section.content().cast::<LimitLevel>().add(index)
+            });
             memcg = this.parent();
+            section.set((index + 1) * size_of::<LimitLevel>(), memcg.is_some());
         }
-        let length = count * size_of::<LimitLevel>();
-        self.end_section(start, section::LIMIT_LEVELS, length, memcg.is_some());
+        self.end(section);
     }
 
     /// A NUL-ended kernel string of at most `room` bytes, NUL included.
     #[inline(always)]
-    pub fn string(&mut self, tag: u16, room: usize, source: *const u8) {
-        let Some(start) = self.next() else { return };
-        // SAFETY: `room` is a constant smaller than half of the buffer.
-        let written =
-            unsafe { read_str(start.add(size_of::<Section>()), room as u32, source) };
-        if let Some(written) = written {
-            self.end_section(start, tag, written - 1, written == room);
-        }
+    pub fn string(self, tag: u16, room: usize, source: *const u8) {
+        self.filled(tag, room, |content, size| {
+            // SAFETY: `content` is `size` bytes.
+            let written = unsafe { read_str(content, size, source) };
+            written.saturating_sub(1)
+        });
     }
 
     /// The kernel's message for a kill.
     #[inline(always)]
-    pub fn message(&mut self, message: *const u8) {
+    pub fn message(self, message: *const u8) {
         self.string(section::MESSAGE, MESSAGE_LEN, message);
     }
 
     /// A section that `fill` writes: given room for `room` bytes, it returns how many it used.
     #[inline(always)]
-    pub fn filled(&mut self, tag: u16, room: usize, fill: impl FnOnce(*mut u8, u32) -> i64) {
-        let Some(start) = self.next() else { return };
-        // SAFETY: `room` is a constant smaller than half of the buffer.
-        let used = fill(unsafe { start.add(size_of::<Section>()) }, room as u32);
+    pub fn filled(self, tag: u16, room: usize, fill: impl FnOnce(*mut u8, u32) -> i64) {
+        let Some(section) = self.begin(tag) else {
+            return;
+        };
+        let used = fill(section.content(), room as u32);
         if used > 0 && used <= room as i64 {
-            self.end_section(start, tag, used as usize, used == room as i64);
+            section.set(used as usize, used >= room as i64 - 1);
+            self.end(section);
         }
     }
 
     /// Sends the record, or counts it as lost.
     #[inline(always)]
     pub fn send(self, ring: &'static RingBuf, full: Loss) {
-        let length = opaque(self.length) & (SCRATCH_LEN - 1);
+        let length = self.length() & (SCRATCH_LEN - 1);
         // SAFETY: the buffer is longer than the mask allows; a `RingBuf` is its map definition.
         let failed = unsafe {
-            write(self.buffer.add(offset_of!(Header, len)).cast::<u32>(), length as u32);
             bpf_ringbuf_output(
                 core::ptr::from_ref(ring).cast_mut().cast(),
                 self.buffer.cast(),
@@ -193,33 +234,22 @@ impl Record {
 }
 
 /// Describes `task` in `out`, which is zeroed.
-///
-/// Each value is stored as soon as it is read: an `Option` of a number kept over a helper call
-/// would have an uninitialised half.
 #[inline(always)]
 pub fn describe<A: Access>(task: Task<A>, out: &mut wire::Task) {
     describe_ids(task, out);
-    let Some(mm) = task.mm().or_else(|| task.signal()?.oom_mm()) else { return };
+    let Some(mm) = task.mm().or_else(|| task.signal()?.oom_mm()) else {
+        return;
+    };
     out.mm = mm.address() as u64;
     out.pgtables_bytes = mm.pgtables_bytes().unwrap_or(0);
     out.total_vm_pages = mm.total_vm().unwrap_or(0);
-    let mut all = has::MM | has::RSS_EXACT;
-    all &= rss(mm, layout!(MM_ANONPAGES), &mut out.rss_anon_pages);
-    all &= rss(mm, layout!(MM_FILEPAGES), &mut out.rss_file_pages);
-    all &= rss(mm, layout!(MM_SHMEMPAGES), &mut out.rss_shmem_pages);
-    all &= rss(mm, layout!(MM_SWAPENTS), &mut out.swap_pages);
-    out.has |= all;
-}
-
-/// Stores one rss counter; the bits of [`has`] that are still true.
-#[inline(always)]
-fn rss<A: Access>(mm: Mm<A>, item: u32, out: &mut i64) -> u32 {
-    match mm.rss(item) {
-        Some((pages, exact)) => {
-            *out = pages;
-            if exact { has::MM | has::RSS_EXACT } else { has::MM }
-        }
-        None => 0,
+    out.rss_anon_pages = mm.rss(layout!(MM_ANONPAGES));
+    out.rss_file_pages = mm.rss(layout!(MM_FILEPAGES));
+    out.rss_shmem_pages = mm.rss(layout!(MM_SHMEMPAGES));
+    out.swap_pages = mm.rss(layout!(MM_SWAPENTS));
+    out.has |= has::MM;
+    if rss_is_exact() {
+        out.has |= has::RSS_EXACT;
     }
 }
 
@@ -229,17 +259,14 @@ pub fn describe_ids<A: Access>(task: Task<A>, out: &mut wire::Task) {
     out.tid = task.pid().unwrap_or(0) as u32;
     out.pid = task.tgid().unwrap_or(0) as u32;
     out.flags = task.flags().unwrap_or(0);
-    if task.comm(&mut out.comm) && out.pid != 0 {
-        out.has |= has::TASK;
-    }
+    task.comm(&mut out.comm);
+    out.has |= has::TASK;
     if let Some(leader) = task.group_leader() {
         out.start_boot_ns = leader.start_boottime().unwrap_or(0);
         if let Some(pid) = leader.thread_pid() {
             out.ns_level = pid.level().unwrap_or(0);
             out.ns_pid = pid.number(out.ns_level).unwrap_or(0) as u32;
-            if out.ns_pid != 0 {
-                out.has |= has::NS_PID;
-            }
+            out.has |= has::NS_PID;
         }
     }
     if let Some(parent) = task.real_parent() {
@@ -299,22 +326,29 @@ fn limit_level(memcg: Memcg<Probed>, out: *mut LimitLevel) {
     }
     if layout!(mem_cgroup__oom_lock) != ABSENT {
         flags |= level::HAS_OOM_LOCK;
-        if memcg.field::<u8>(layout!(mem_cgroup__oom_lock)).unwrap_or(0) != 0 {
-            flags |= level::OOM_LOCK;
-        }
+        let locked = memcg
+            .field::<u8>(layout!(mem_cgroup__oom_lock))
+            .unwrap_or(0);
+        flags |= level::OOM_LOCK * u64::from(locked != 0);
     }
     if layout!(mem_cgroup__under_oom) != ABSENT {
         flags |= level::HAS_UNDER_OOM;
-        if memcg.field::<i32>(layout!(mem_cgroup__under_oom)).unwrap_or(0) > 0 {
-            flags |= level::UNDER_OOM;
-        }
+        let under = memcg
+            .field::<i32>(layout!(mem_cgroup__under_oom))
+            .unwrap_or(0);
+        flags |= level::UNDER_OOM * u64::from(under > 0);
     }
-    if memcg.field::<u8>(layout!(mem_cgroup__oom_group)).unwrap_or(0) != 0 {
-        flags |= level::OOM_GROUP;
-    }
+    let group = memcg
+        .field::<u8>(layout!(mem_cgroup__oom_group))
+        .unwrap_or(0);
+    flags |= level::OOM_GROUP * u64::from(group != 0);
     // SAFETY: the caller's entry is that large and inside the buffer.
     unsafe {
-        (*out).id = memcg.cgroup().and_then(Cgroup::kn).and_then(Kernfs::id).unwrap_or(0);
+        (*out).id = memcg
+            .cgroup()
+            .and_then(Cgroup::kn)
+            .and_then(Kernfs::id)
+            .unwrap_or(0);
         (*out).usage_pages = memcg.page_counter(memory, usage).unwrap_or(0);
         (*out).max_pages = memcg.page_counter(memory, max).unwrap_or(u64::MAX);
         (*out).watermark_pages = memcg.page_counter(memory, watermark).unwrap_or(0);
