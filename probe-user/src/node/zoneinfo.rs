@@ -2,18 +2,12 @@
 
 use std::path::Path;
 
-use super::text::{Error, ParseError, TextFile, decimal};
-
-/// Most bytes that are read: a zone takes some 2 KiB and 500 more for each CPU.
-const MAX_BYTES: usize = 1 << 20;
+use super::text::{self, Error, ParseError, decimal};
 
 /// Sum of the `min` watermarks of all zones, pages (`setup_per_zone_wmarks()`,
 /// mm/page_alloc.c).
 pub fn min_pages(proc: &Path) -> Result<u64, Error> {
-    let file = TextFile::open(proc.join("zoneinfo"))?;
-    let mut buf = Vec::new();
-    file.read_up_to(MAX_BYTES, &mut buf)?;
-    parse(&buf).map_err(Error::malformed(file.path()))
+    text::parse_file(proc.join("zoneinfo"), &mut Vec::new(), parse)
 }
 
 fn parse(content: &[u8]) -> Result<u64, ParseError> {
