@@ -108,6 +108,8 @@ pub fn run(args: &Args, common: Common) -> anyhow::Result<ExitCode> {
 /// Allocates, touching every page, until the limit is hit. Exits 1 if it never is.
 pub fn hog(args: &HogArgs) -> anyhow::Result<ExitCode> {
     const STEP: usize = 1 << 20;
+    // It inherits the tracer's protection; a kill of a protected process would be no example.
+    let _ = fs::write("/proc/self/oom_score_adj", "0");
     // Waits for the go: it must be in its cgroup first.
     let mut go = String::new();
     io::stdin().read_line(&mut go)?;
