@@ -28,8 +28,7 @@ pub(super) fn host_tests(
     let mut cargo = cargo_test(workspace)?;
     cargo
         .args(["--test", "host"])
-        .env("OOMPROBE_BIN", oomprobe)
-        .env("OOMPROBE_TESTS", "required");
+        .env("OOMPROBE_BIN", oomprobe);
     if !scenarios.is_empty() {
         cargo.args(["--", "--exact"]).args(scenarios);
     }
@@ -41,10 +40,7 @@ pub(super) fn host_tests(
 /// The pods.
 pub(super) fn pod_tests(workspace: &Workspace, oomprobe: &Path) -> Result<Tally> {
     let mut cargo = cargo_test(workspace)?;
-    cargo
-        .args(["--test", "pods"])
-        .env("OOMPROBE_BIN", oomprobe)
-        .env("OOMPROBE_TESTS", "required");
+    cargo.args(["--test", "pods"]).env("OOMPROBE_BIN", oomprobe);
     tally(&mut cargo, &|_| "cargo xtask test --only pods".to_owned())
 }
 
