@@ -49,7 +49,7 @@ enum Verb {
     /// Check format, lints, documentation and dependencies
     Lint,
     /// Run all that a change must pass
-    Test,
+    Test(test::TestArgs),
 }
 
 fn main() -> ExitCode {
@@ -70,11 +70,18 @@ fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::BuildEbpf => ebpf::build(&cache)?,
         Verb::CheckEbpf => ebpf::check(&cache)?,
-        Verb::Build { release } => println!("{}", user::build(release)?.display()),
+        Verb::Build { release } => {
+            let profile = if release {
+                user::Profile::Release
+            } else {
+                user::Profile::Dev
+            };
+            println!("{}", user::build(profile)?.display());
+        }
         Verb::Run(args) => return user::run(&cache, &args),
         Verb::Vm(args) => return vm::vm(&cache, args),
         Verb::Lint => lint::all(&cache)?,
-        Verb::Test => test::run(&cache)?,
+        Verb::Test(args) => return test::run(&cache, &args),
     }
     Ok(ExitCode::SUCCESS)
 }
