@@ -1,6 +1,7 @@
 //! Builds, runs, tests and measures oomprobe.
 
 mod apt_sources;
+mod bench;
 mod cache;
 mod cmd;
 mod debian;
@@ -46,6 +47,8 @@ enum Verb {
     Run(user::RunArgs),
     /// Run a command, or a shell, in a guest of any kernel of the matrix
     Vm(vm::VmArgs),
+    /// Measure oomprobe beside other tools and write docs/benchmarks.md
+    Bench(bench::BenchArgs),
     /// Check format, lints, documentation and dependencies
     Lint,
     /// Run all that a change must pass
@@ -73,6 +76,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Build { release } => println!("{}", user::build(release)?.display()),
         Verb::Run(args) => return user::run(&cache, &args),
         Verb::Vm(args) => return vm::vm(&cache, args),
+        Verb::Bench(args) => bench::run(&args)?,
         Verb::Lint => lint::all(&cache)?,
         Verb::Test => test::run(&cache)?,
     }
