@@ -219,9 +219,16 @@ impl<A: Access> Task<A> {
     pub fn real_parent(self) -> Option<Self> {
         Self::new(self.get(layout!(task_struct__real_parent))?)
     }
+    /// Always probed: which of its numbers counts is variable, and arithmetic with a variable is
+    /// not allowed on typed pointers (5.10 says so at load).
     #[inline(always)]
-    pub fn thread_pid(self) -> Option<Pid<A>> {
-        Pid::new(self.get(layout!(task_struct__thread_pid))?)
+    pub fn thread_pid(self) -> Option<Pid<Probed>> {
+        let offset = layout!(task_struct__thread_pid);
+        if offset == ABSENT {
+            return None;
+        }
+        // SAFETY: any address may be probed.
+        Pid::new(unsafe { Probed::load(self.address().add(offset as usize)) })
     }
     #[inline(always)]
     fn cgroups(self) -> Option<CssSet<A>> {
@@ -269,12 +276,12 @@ impl<A: Access> Cred<A> {
     }
 }
 
-impl<A: Access> Pid<A> {
+impl Pid<Probed> {
     #[inline(always)]
     pub fn level(self) -> Option<u32> {
         self.get(layout!(pid__level))
     }
-    /// The number in the namespace at `level`. A variable index is only possible when probed.
+    /// The number in the namespace at `level`.
     #[inline(always)]
     pub fn number(self, level: u32) -> Option<i32> {
         let (numbers, stride, nr) = (

@@ -65,7 +65,12 @@ pub fn run(args: &Args, common: Common) -> anyhow::Result<ExitCode> {
         Output::Json => Box::new(Json::new(stdout())),
         Output::Pretty => Box::new(Terminal::new(stdout(), colour())),
     };
-    let sink = OnlyMine { out, path, incident: None, seen: Arc::clone(&seen) };
+    let sink = OnlyMine {
+        out,
+        path,
+        incident: None,
+        seen: Arc::clone(&seen),
+    };
     let options = Options {
         host_root: common.host_root,
         cri_socket: common.cri_socket,
@@ -89,7 +94,9 @@ pub fn run(args: &Args, common: Common) -> anyhow::Result<ExitCode> {
     if let Some(mut child) = hog.take() {
         // It is dead already unless something went wrong.
         let _ = child.kill();
-        child.wait().context("cannot wait for the process of the demonstration")?;
+        child
+            .wait()
+            .context("cannot wait for the process of the demonstration")?;
     }
     drop(scratch);
     if let Some(error) = failed.take() {
@@ -108,6 +115,8 @@ pub fn run(args: &Args, common: Common) -> anyhow::Result<ExitCode> {
 /// Allocates, touching every page, until the limit is hit. Exits 1 if it never is.
 pub fn hog(args: &HogArgs) -> anyhow::Result<ExitCode> {
     const STEP: usize = 1 << 20;
+    // It inherits the tracer's protection; a kill of a protected process would be no example.
+    let _ = fs::write("/proc/self/oom_score_adj", "0");
     // Waits for the go: it must be in its cgroup first.
     let mut go = String::new();
     io::stdin().read_line(&mut go)?;
@@ -116,7 +125,10 @@ pub fn hog(args: &HogArgs) -> anyhow::Result<ExitCode> {
         // Not zero: the kernel gives the zero page for what is only read.
         kept.push(vec![u8::try_from(round % 255 + 1).unwrap_or(1); STEP]);
     }
-    eprintln!("oomprobe: {} MiB allocated and not killed: the limit does not work", kept.len());
+    eprintln!(
+        "oomprobe: {} MiB allocated and not killed: the limit does not work",
+        kept.len()
+    );
     Ok(ExitCode::from(exit::FAILURE))
 }
 
@@ -131,7 +143,9 @@ fn start_hog(dir: &Path) -> anyhow::Result<Child> {
     fs::write(dir.join("cgroup.procs"), child.id().to_string())
         .with_context(|| format!("cannot move a process into {}", dir.display()))?;
     if let Some(stdin) = &mut child.stdin {
-        stdin.write_all(b"go\n").context("cannot start the allocation")?;
+        stdin
+            .write_all(b"go\n")
+            .context("cannot start the allocation")?;
     }
     Ok(child)
 }
@@ -149,7 +163,10 @@ impl Sink for OnlyMine {
         let mine = match &event.body {
             Body::OomKill(kill) => {
                 let mine = kill.victims.iter().any(|victim| {
-                    victim.cgroup.as_ref().and_then(|cgroup| cgroup.path.as_ref())
+                    victim
+                        .cgroup
+                        .as_ref()
+                        .and_then(|cgroup| cgroup.path.as_ref())
                         == Some(&self.path)
                 });
                 if mine {
@@ -186,9 +203,15 @@ impl Scratch {
         let name = format!("oomprobe-demo-{}", std::process::id());
         let dir = mount.path.join(&name);
         fs::create_dir(&dir).with_context(|| {
-            format!("cannot make the scratch cgroup {}: the demonstration needs root", dir.display())
+            format!(
+                "cannot make the scratch cgroup {}: the demonstration needs root",
+                dir.display()
+            )
         })?;
-        let scratch = Self { dir, path: format!("/{name}") };
+        let scratch = Self {
+            dir,
+            path: format!("/{name}"),
+        };
         scratch.limit()?;
         Ok(scratch)
     }

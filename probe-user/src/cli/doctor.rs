@@ -125,7 +125,10 @@ fn examine(args: &Args, report: &mut Report) -> anyhow::Result<()> {
 }
 
 fn row((signal, rungs): Surveyed) -> SignalRow {
-    let hook = rungs.iter().find(|(_, result)| result.is_ok()).map(|(hook, _)| hook.to_string());
+    let hook = rungs
+        .iter()
+        .find(|(_, result)| result.is_ok())
+        .map(|(hook, _)| hook.to_string());
     SignalRow {
         signal: signal.name(),
         without: hook.is_none().then_some(signal.without()),
@@ -148,9 +151,21 @@ fn render(report: &Report) -> String {
     let facts = &report.facts;
     let kernel = facts.kernel_release.as_deref().unwrap_or("?");
     // Writing to a String cannot fail.
-    let _ = writeln!(out, "Kernel   {kernel}, cgroup {}", facts.cgroup_layout().unwrap_or("?"));
-    let found = report.layout.iter().filter(|row| row.reason.is_none()).count();
-    let _ = writeln!(out, "Layout   {found} of {} fields resolved from BTF", report.layout.len());
+    let _ = writeln!(
+        out,
+        "Kernel   {kernel}, cgroup {}",
+        facts.cgroup_layout().unwrap_or("?")
+    );
+    let found = report
+        .layout
+        .iter()
+        .filter(|row| row.reason.is_none())
+        .count();
+    let _ = writeln!(
+        out,
+        "Layout   {found} of {} fields resolved from BTF",
+        report.layout.len()
+    );
     for row in report.layout.iter().filter(|row| row.reason.is_some()) {
         let reason = row.reason.as_deref().unwrap_or_default();
         let _ = writeln!(out, "           - {}: {reason}", row.field);
@@ -171,7 +186,11 @@ fn render(report: &Report) -> String {
         }
     }
     for problem in &report.problems {
-        let _ = writeln!(out, "Problem  {}\n  remedy {}", problem.detail, problem.remedy);
+        let _ = writeln!(
+            out,
+            "Problem  {}\n  remedy {}",
+            problem.detail, problem.remedy
+        );
     }
     if let Some(error) = &report.error {
         let _ = writeln!(out, "Error    {}", escape(error));

@@ -53,7 +53,13 @@ struct Cli {
 #[derive(Clone, Debug, clap::Args)]
 pub struct Common {
     /// Root of the host's file system, where a container has it mounted
-    #[arg(long, global = true, value_name = "PATH", default_value = "/", env = "OOMPROBE_HOST_ROOT")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        default_value = "/",
+        env = "OOMPROBE_HOST_ROOT"
+    )]
     pub host_root: PathBuf,
     /// Socket of the container runtime; without it the usual places are tried
     #[arg(long, global = true, value_name = "PATH", env = "OOMPROBE_CRI_SOCKET")]
@@ -102,7 +108,11 @@ impl Output {
     /// The choice, or what fits where standard output goes.
     pub fn or_default(choice: Option<Self>) -> Self {
         choice.unwrap_or_else(|| {
-            if std::io::stdout().is_terminal() { Self::Pretty } else { Self::Json }
+            if std::io::stdout().is_terminal() {
+                Self::Pretty
+            } else {
+                Self::Json
+            }
         })
     }
 }
@@ -141,10 +151,20 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Doctor(args) => doctor::run(&args, &cli.common),
         Command::DemoHog(args) => demo::hog(&args),
         Command::Resolve(args) => {
-            let Common { host_root, cri_socket } = cli.common;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let result =
-                runtime.block_on(resolve::run(args, resolve::Options { cri_socket, host_root }));
+            let Common {
+                host_root,
+                cri_socket,
+            } = cli.common;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let result = runtime.block_on(resolve::run(
+                args,
+                resolve::Options {
+                    cri_socket,
+                    host_root,
+                },
+            ));
             // A look-up that hangs on a dead disk must not hold up the end.
             runtime.shutdown_background();
             result

@@ -55,7 +55,11 @@ pub fn run(args: Args, common: Common) -> anyhow::Result<ExitCode> {
         heartbeat: args.heartbeat,
         duration: args.duration,
         count: args.count,
-        filter: Filter { pod: args.pod, namespace: args.namespace, container: args.container },
+        filter: Filter {
+            pod: args.pod,
+            namespace: args.namespace,
+            container: args.container,
+        },
     };
     let ending = match Output::or_default(args.output) {
         Output::Json => daemon::run(options, Json::new(stdout()), || ()),

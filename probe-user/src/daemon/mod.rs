@@ -43,7 +43,8 @@ use crate::{
     kernel::{
         btf::Btf,
         facts::{Facts, Roots},
-        kallsyms, ladder::Signal,
+        kallsyms,
+        ladder::Signal,
         layout,
         loader::Probe,
     },
@@ -109,14 +110,20 @@ impl Filter {
             name == Some(want) || id.is_some_and(|id| id.starts_with(want.as_str()))
         });
         same(&self.pod, k8s.and_then(|k8s| k8s.pod.name.as_ref()))
-            && same(&self.namespace, k8s.and_then(|k8s| k8s.namespace.name.as_ref()))
+            && same(
+                &self.namespace,
+                k8s.and_then(|k8s| k8s.namespace.name.as_ref()),
+            )
             && in_container
     }
 
     /// Whether a victim of the kill, or the owner of the limit, is wanted.
     fn wants_kill(&self, kill: &event::OomKill) -> bool {
         self.is_empty()
-            || kill.victims.iter().any(|v| self.wants(v.k8s.as_ref(), v.container.as_ref()))
+            || kill
+                .victims
+                .iter()
+                .any(|v| self.wants(v.k8s.as_ref(), v.container.as_ref()))
             || kill
                 .limit
                 .as_ref()
@@ -193,17 +200,27 @@ impl Daemon {
         let sys = options.host_root.join("sys");
         let report = layout::resolve(&Btf::running().context(BTF_REMEDY)?);
         let kernel_layout = report.layout()?;
-        let cpus = host::possible_cpus(&sys).ok().and_then(|cpus| u32::try_from(cpus).ok());
+        let cpus = host::possible_cpus(&sys)
+            .ok()
+            .and_then(|cpus| u32::try_from(cpus).ok());
         let mut probe = Probe::attach(&kernel_layout, cpus.unwrap_or(0))?;
         // The kernel's types were needed until here: some 20 MiB that nobody needs any more.
         release_memory();
         protect_from_oom();
 
         let hierarchies = hierarchy::find(&options.host_root).ok();
-        let tree = hierarchies.as_ref().and_then(|found| Tree::open(found).ok());
-        let facts = Facts::gather(&Roots { proc: proc.clone(), sys: sys.clone() });
+        let tree = hierarchies
+            .as_ref()
+            .and_then(|found| Tree::open(found).ok());
+        let facts = Facts::gather(&Roots {
+            proc: proc.clone(),
+            sys: sys.clone(),
+        });
         let has = |signal| probe.hook(signal).is_some();
-        let hooks = Hooks { end: has(Signal::OomEnd), kernel_kill: has(Signal::KernelKill) };
+        let hooks = Hooks {
+            end: has(Signal::OomEnd),
+            kernel_kill: has(Signal::KernelKill),
+        };
         let kmsg = if has(Signal::OomDecision) {
             None
         } else {
@@ -213,11 +230,18 @@ impl Daemon {
             clock: BootClock::now(),
             page_bytes: u64::try_from(rustix::param::page_size()).unwrap_or(4096),
             boot_id: host::boot_id(&proc).ok(),
-            hooks: probe.served.iter().map(|served| (served.signal, served.hook)).collect(),
+            hooks: probe
+                .served
+                .iter()
+                .map(|served| (served.signal, served.hook))
+                .collect(),
         });
         let node_env = std::env::var("NODE_NAME").ok();
         let node_name = host::node_name(node_env.as_deref(), &proc).ok();
-        let host = Host { name: node_name.clone(), boot_id: context.boot_id.clone() };
+        let host = Host {
+            name: node_name.clone(),
+            boot_id: context.boot_id.clone(),
+        };
         let mut outbox = Outbox::new(sink, host, Rc::clone(&context));
         let status = status(&probe, &report, &facts, started);
         let now = clock::boot_ns();
@@ -236,7 +260,10 @@ impl Daemon {
             evidence: None,
             watched: BTreeMap::new(),
             tree,
-            resolver: Rc::new(Resolver::new(&options.host_root, options.cri_socket.as_deref())),
+            resolver: Rc::new(Resolver::new(
+                &options.host_root,
+                options.cri_socket.as_deref(),
+            )),
             node_name,
             context,
             frames: BTreeMap::new(),
@@ -266,7 +293,10 @@ impl Daemon {
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Skip);
         heartbeat.reset();
         let beats = !self.options.heartbeat.is_zero();
-        let end = self.options.duration.map(|duration| self.started + duration);
+        let end = self
+            .options
+            .duration
+            .map(|duration| self.started + duration);
         let (mut critical, mut bulk) = match (self.critical.take(), self.bulk.take()) {
             (Some(critical), Some(bulk)) => (critical, bulk),
             _ => anyhow::bail!("the rings were taken already"),
@@ -316,7 +346,9 @@ impl Daemon {
 
     /// Whether `--count` is reached and its outcomes are out.
     fn enough(&self) -> bool {
-        self.options.count.is_some_and(|count| self.kills_written >= count)
+        self.options
+            .count
+            .is_some_and(|count| self.kills_written >= count)
             && self.watched.is_empty()
             && self.looking_up.is_empty()
     }
@@ -349,7 +381,9 @@ impl Daemon {
     }
 
     fn is_memory(&self, hierarchy: u32) -> bool {
-        self.hierarchies.as_ref().is_some_and(|found| found.memory.hierarchy == hierarchy)
+        self.hierarchies
+            .as_ref()
+            .is_some_and(|found| found.memory.hierarchy == hierarchy)
     }
 
     /// Looks a new container's names up before anything happens to it. The runtime knows it only
@@ -396,11 +430,17 @@ impl Daemon {
         };
         self.collector.close(&incident, &mut evidence);
         if let Ok(tasks) = self.probe.candidates() {
-            let hierarchy = self.hierarchies.as_ref().map_or(0, |found| found.memory.hierarchy);
+            let hierarchy = self
+                .hierarchies
+                .as_ref()
+                .map_or(0, |found| found.memory.hierarchy);
             evidence.candidates = tasks
                 .into_iter()
                 .map(|task| {
-                    let located = self.tree.as_mut().and_then(|t| t.path(hierarchy, task.memcg_id));
+                    let located = self
+                        .tree
+                        .as_mut()
+                        .and_then(|t| t.path(hierarchy, task.memcg_id));
                     (task, located.map(|located| located.path.to_vec()))
                 })
                 .collect();
@@ -409,14 +449,18 @@ impl Daemon {
         let stack = self.symbolise(incident.context().map(Record::stack).unwrap_or_default());
         if !incident.victims.is_empty() {
             let level = evidence.limit.as_ref().and_then(|owner| owner.level());
-            self.watched.insert(incident.number, Watched {
-                usage_bytes: level
-                    .map(|level| level.usage_pages.saturating_mul(self.context.page_bytes)),
-                limit_path: evidence.limit.as_ref().map(|owner| owner.path().to_owned()),
-                wanted: true,
-            });
+            self.watched.insert(
+                incident.number,
+                Watched {
+                    usage_bytes: level
+                        .map(|level| level.usage_pages.saturating_mul(self.context.page_bytes)),
+                    limit_path: evidence.limit.as_ref().map(|owner| owner.path().to_owned()),
+                    wanted: true,
+                },
+            );
         }
-        self.reconciler.saw(&incident, evidence.limit.as_ref().map(|owner| owner.path()));
+        self.reconciler
+            .saw(&incident, evidence.limit.as_ref().map(|owner| owner.path()));
         let (context, resolver) = (Rc::clone(&self.context), Rc::clone(&self.resolver));
         let (node_name, filter) = (self.node_name.clone(), self.options.filter.clone());
         self.looking_up.spawn_local(async move {
@@ -432,7 +476,9 @@ impl Daemon {
     }
 
     fn settled(&mut self, incident: &Incident) {
-        let Some(watched) = self.watched.remove(&incident.number) else { return };
+        let Some(watched) = self.watched.remove(&incident.number) else {
+            return;
+        };
         let after = watched
             .limit_path
             .as_deref()
@@ -479,19 +525,28 @@ impl Daemon {
 
     /// Names of kernel addresses; one pass over the symbol table for those not seen before.
     fn symbolise(&mut self, addresses: Vec<u64>) -> Vec<String> {
-        let new: Vec<u64> =
-            addresses.iter().copied().filter(|at| !self.frames.contains_key(at)).collect();
+        let new: Vec<u64> = addresses
+            .iter()
+            .copied()
+            .filter(|at| !self.frames.contains_key(at))
+            .collect();
         if !new.is_empty() {
             if self.frames.len() + new.len() > MAX_FRAMES {
                 self.frames.clear();
             }
             let found = kallsyms::symbolise(Path::new(kallsyms::KALLSYMS), &new);
             for (index, address) in new.iter().enumerate() {
-                let frame = found.as_ref().ok().and_then(|found| found.get(index)?.as_ref());
+                let frame = found
+                    .as_ref()
+                    .ok()
+                    .and_then(|found| found.get(index)?.as_ref());
                 self.frames.insert(*address, frame.map(ToString::to_string));
             }
         }
-        addresses.iter().filter_map(|at| self.frames.get(at)?.clone()).collect()
+        addresses
+            .iter()
+            .filter_map(|at| self.frames.get(at)?.clone())
+            .collect()
     }
 
     /// Reports what was lost since the last time, and what the kernel counted but nobody saw.
@@ -508,15 +563,29 @@ impl Daemon {
                     WireLoss::ReadFailed | WireLoss::VictimMapFull => None,
                 };
                 let reason = reason.name().to_owned();
-                self.outbox.write(Body::Loss(Loss { reason, count, total, ring }), now);
+                self.outbox.write(
+                    Body::Loss(Loss {
+                        reason,
+                        count,
+                        total,
+                        ring,
+                    }),
+                    now,
+                );
             }
         }
         if self.decode_errors > 0 {
-            self.outbox.lost("undecodable_record", std::mem::take(&mut self.decode_errors));
+            self.outbox.lost(
+                "undecodable_record",
+                std::mem::take(&mut self.decode_errors),
+            );
         }
         let quiet = self.assembler.open().is_none() && self.looking_up.is_empty();
         let seen = self.assembler.kernel_kills();
-        for gap in self.reconciler.check(seen, quiet, &self.collector, &self.context) {
+        for gap in self
+            .reconciler
+            .check(seen, quiet, &self.collector, &self.context)
+        {
             self.outbox.write(Body::Gap(gap), now);
         }
     }
@@ -579,7 +648,10 @@ fn status(
                     .collect(),
             })
             .collect(),
-        layout_absent: report.absent().map(|field| field.field.to_owned()).collect(),
+        layout_absent: report
+            .absent()
+            .map(|field| field.field.to_owned())
+            .collect(),
         kernel: facts.for_event(),
         ready_ms: Some(started.elapsed().as_secs_f64() * 1000.0),
     }
@@ -617,4 +689,3 @@ fn protect_from_oom() {
         libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT);
     }
 }
-

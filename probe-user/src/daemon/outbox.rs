@@ -50,11 +50,7 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    pub(super) fn new<S: Sink + Send + 'static>(
-        sink: S,
-        host: Host,
-        context: Rc<Context>,
-    ) -> Self {
+    pub(super) fn new<S: Sink + Send + 'static>(sink: S, host: Host, context: Rc<Context>) -> Self {
         let (queue, events) = sync_channel(QUEUE);
         let (gone, closed) = oneshot::channel();
         let thread = std::thread::spawn(move || {
@@ -108,14 +104,18 @@ impl Outbox {
 
     /// Losses of this side, by reason.
     pub(super) fn losses(&self) -> impl Iterator<Item = (String, u64)> {
-        self.lost.iter().map(|(reason, (total, _))| ((*reason).to_owned(), *total))
+        self.lost
+            .iter()
+            .map(|(reason, (total, _))| ((*reason).to_owned(), *total))
     }
 
     /// Waits for the sink to write what is queued, for a while.
     pub(super) fn finish(mut self) -> Ending {
         self.report_lost();
         self.queue = None;
-        let Some(thread) = self.thread.take() else { return Ending::Written };
+        let Some(thread) = self.thread.take() else {
+            return Ending::Written;
+        };
         let deadline = Instant::now() + FLUSH;
         while !thread.is_finished() {
             if Instant::now() >= deadline {
@@ -132,7 +132,9 @@ impl Outbox {
     }
 
     fn push(&mut self, body: Body, boot_ns: u64) -> bool {
-        let Some(queue) = &self.queue else { return false };
+        let Some(queue) = &self.queue else {
+            return false;
+        };
         let kind = body.kind();
         let time = self.context.time(boot_ns);
         let event = Event::new(time, boot_ns, self.seq, self.host.clone(), body);

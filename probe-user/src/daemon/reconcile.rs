@@ -40,7 +40,12 @@ impl Compared {
         if expected <= ours {
             // Ours may run ahead by one: the signal comes before the kernel counts.
             if expected == ours {
-                *self = Self { kernel, seen, since_boot_ns: now, suspicious: false };
+                *self = Self {
+                    kernel,
+                    seen,
+                    since_boot_ns: now,
+                    suspicious: false,
+                };
             }
             return None;
         }
@@ -49,7 +54,12 @@ impl Compared {
             return None;
         }
         let since = self.since_boot_ns;
-        *self = Self { kernel, seen, since_boot_ns: now, suspicious: false };
+        *self = Self {
+            kernel,
+            seen,
+            since_boot_ns: now,
+            suspicious: false,
+        };
         Some((expected, ours, since))
     }
 }
@@ -89,12 +99,21 @@ impl Reconciler {
     /// OOM kills the kernel counted since the start.
     pub(super) fn kernel_kills(&mut self) -> Option<u64> {
         let at_start = self.at_start?;
-        Some(self.vmstat.as_mut().and_then(read)?.saturating_sub(at_start))
+        Some(
+            self.vmstat
+                .as_mut()
+                .and_then(read)?
+                .saturating_sub(at_start),
+        )
     }
 
     /// Notes the kills of an incident and watches the owner of its limit from then on.
     pub(super) fn saw(&mut self, incident: &Incident, owner: Option<&[u8]>) {
-        for victim in incident.victims.iter().filter(|v| v.killed_boot_ns.is_some()) {
+        for victim in incident
+            .victims
+            .iter()
+            .filter(|v| v.killed_boot_ns.is_some())
+        {
             if matches!(victim.role, Role::Chosen | Role::Group) {
                 let path = victim.cgroup.path(0);
                 for (owner, counted) in &mut self.owners {
@@ -121,11 +140,19 @@ impl Reconciler {
         let Some(owner) = owner else { return };
         if !self.owners.contains_key(owner) {
             if self.owners.len() >= MAX_OWNERS {
-                let oldest =
-                    self.owners.iter().min_by_key(|(_, o)| o.order).map(|(path, _)| path.clone());
+                let oldest = self
+                    .owners
+                    .iter()
+                    .min_by_key(|(_, o)| o.order)
+                    .map(|(path, _)| path.clone());
                 oldest.and_then(|path| self.owners.remove(&path));
             }
-            let entry = Owner { files: None, compared: None, seen: 0, order: incident.number };
+            let entry = Owner {
+                files: None,
+                compared: None,
+                seen: 0,
+                order: incident.number,
+            };
             self.owners.insert(owner.to_owned(), entry);
         } else if let Some(entry) = self.owners.get_mut(owner) {
             entry.order = incident.number;
@@ -168,7 +195,9 @@ impl Reconciler {
             else {
                 return false;
             };
-            let Some(kernel) = total.oom_kill else { return false };
+            let Some(kernel) = total.oom_kill else {
+                return false;
+            };
             let compared = owner.compared.get_or_insert(Compared {
                 kernel,
                 seen: owner.seen,
@@ -194,7 +223,12 @@ mod tests {
     use super::*;
 
     fn compared() -> Compared {
-        Compared { kernel: 10, seen: 0, since_boot_ns: 1, suspicious: false }
+        Compared {
+            kernel: 10,
+            seen: 0,
+            since_boot_ns: 1,
+            suspicious: false,
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::{
         meminfo::{Meminfo, MeminfoFile},
         process::ProcessDir,
         psi::{self, Pressure, Reading},
+        zoneinfo,
     },
     ring::decode::{Body, Record},
 };
@@ -49,7 +50,10 @@ pub struct LimitOwner {
 impl LimitOwner {
     /// Path of the owner.
     pub fn path(&self) -> &[u8] {
-        self.levels.get(self.index).map(|(_, path)| path.as_slice()).unwrap_or_default()
+        self.levels
+            .get(self.index)
+            .map(|(_, path)| path.as_slice())
+            .unwrap_or_default()
     }
 
     /// Counters of the owner.
@@ -67,6 +71,8 @@ pub struct Evidence {
     pub memory: Option<(MemcgReading, u64)>,
     /// The node's memory, and how long after the decision it was read, ns.
     pub node: Option<(Meminfo, u64)>,
+    /// Sum of the zones' `min` watermarks, pages.
+    pub watermark_min_pages: Option<u64>,
     /// Pressure on cpu, memory, io.
     pub pressure: [Option<Pressure>; 3],
     /// Arguments by process id.
@@ -84,6 +90,7 @@ pub struct Collector {
     proc: PathBuf,
     hierarchies: Option<Hierarchies>,
     meminfo: Option<MeminfoFile>,
+    watermark_min_pages: Option<u64>,
     memcgs: Vec<(Vec<u8>, MemcgFiles)>,
     kmsg: Option<KmsgReader>,
     buf: Vec<u8>,
@@ -96,6 +103,8 @@ impl Collector {
             proc: proc.to_owned(),
             hierarchies,
             meminfo: MeminfoFile::open(proc).ok(),
+            // Set at boot and by an administrator: once is enough.
+            watermark_min_pages: zoneinfo::min_pages(proc).ok(),
             memcgs: Vec::new(),
             kmsg,
             buf: Vec::new(),
@@ -105,7 +114,9 @@ impl Collector {
     /// Reads what fades first, as soon as an incident is open.
     pub fn open(&mut self, incident: &Incident) -> Evidence {
         let mut evidence = Evidence::default();
-        let Some(context) = incident.context() else { return evidence };
+        let Some(context) = incident.context() else {
+            return evidence;
+        };
         evidence.limit = owner(context, None);
         if let Some(owner) = &evidence.limit {
             let path = owner.path().to_owned();
@@ -120,6 +131,7 @@ impl Collector {
             let delay_ns = clock::boot_ns().saturating_sub(incident.boot_ns);
             evidence.node = Some((meminfo, delay_ns));
         }
+        evidence.watermark_min_pages = self.watermark_min_pages;
         for (slot, resource) in evidence.pressure.iter_mut().zip(["cpu", "memory", "io"]) {
             if let Ok(Reading::Values(pressure)) = psi::node(&self.proc, resource, &mut self.buf) {
                 *slot = Some(pressure);
@@ -183,12 +195,9 @@ impl Collector {
     }
 
     fn process(&mut self, task: &wire::Task, evidence: &mut Evidence) {
-        let Ok(dir) = ProcessDir::open_started_at(
-            &self.proc,
-            task.pid,
-            task.start_boot_ns,
-            &mut self.buf,
-        ) else {
+        let Ok(dir) =
+            ProcessDir::open_started_at(&self.proc, task.pid, task.start_boot_ns, &mut self.buf)
+        else {
             return;
         };
         if let Ok(cmdline) = dir.cmdline(&mut self.buf) {
@@ -215,8 +224,14 @@ impl Collector {
                 .iter()
                 .flat_map(|victim| [victim.task.tid, victim.task.pid])
                 .collect();
-            report.chosen.as_ref().is_some_and(|chosen| tids.contains(&chosen.tid))
-                || report.victims.iter().any(|victim| tids.contains(&victim.tid))
+            report
+                .chosen
+                .as_ref()
+                .is_some_and(|chosen| tids.contains(&chosen.tid))
+                || report
+                    .victims
+                    .iter()
+                    .any(|victim| tids.contains(&victim.tid))
         };
         // An error other than "nothing more" is transient (`EPIPE` is counted by the reader).
         while let Ok(Some(record)) = reader.next_record() {
@@ -241,7 +256,11 @@ fn victim_of(context: &Record) -> Option<&wire::Task> {
 fn owner(context: &Record, log: Option<&OomReport>) -> Option<LimitOwner> {
     let levels = context.limit_levels();
     let named = matches!(context.body, Body::OomDecision(_));
-    let tag = if named { section::LIMIT_PATH } else { section::TRIGGER_PATH };
+    let tag = if named {
+        section::LIMIT_PATH
+    } else {
+        section::TRIGGER_PATH
+    };
     let names = context.names(tag)?;
     let paths: Vec<Vec<u8>> = (0..levels.len()).map(|up| names.path(up)).collect();
     let (index, found_by) = if named {
@@ -256,5 +275,9 @@ fn owner(context: &Record, log: Option<&OomReport>) -> Option<LimitOwner> {
             .map(|log| log.limit_cgroup.as_deref());
         limit::infer(&levels, &paths, &victim, logged)?
     };
-    Some(LimitOwner { index, found_by, levels: levels.into_iter().zip(paths).collect() })
+    Some(LimitOwner {
+        index,
+        found_by,
+        levels: levels.into_iter().zip(paths).collect(),
+    })
 }

@@ -50,10 +50,13 @@ pub struct Context {
 impl Context {
     /// Wall-clock time of ns since boot.
     pub fn time(&self, boot_ns: u64) -> Time {
-        let since = self.clock.wall_time(boot_ns).duration_since(std::time::UNIX_EPOCH);
-        Time::from_unix_ns(
-            since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)),
-        )
+        let since = self
+            .clock
+            .wall_time(boot_ns)
+            .duration_since(std::time::UNIX_EPOCH);
+        Time::from_unix_ns(since.map_or(0, |since| {
+            u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+        }))
     }
 
     fn bytes(&self, pages: u64) -> u64 {
@@ -79,15 +82,26 @@ impl Context {
 
 /// Paths of all cgroups an event about `incident` names.
 pub fn paths(incident: &Incident, evidence: &Evidence) -> Vec<Vec<u8>> {
-    let mut paths: Vec<Vec<u8>> =
-        incident.victims.iter().map(|victim| victim.cgroup.path(0)).collect();
-    if let Some(names) = incident.context().and_then(|r| r.names(section::TRIGGER_PATH)) {
+    let mut paths: Vec<Vec<u8>> = incident
+        .victims
+        .iter()
+        .map(|victim| victim.cgroup.path(0))
+        .collect();
+    if let Some(names) = incident
+        .context()
+        .and_then(|r| r.names(section::TRIGGER_PATH))
+    {
         paths.push(names.path(0));
     }
     if let Some(owner) = &evidence.limit {
         paths.push(owner.path().to_owned());
     }
-    paths.extend(evidence.candidates.iter().filter_map(|(_, path)| path.clone()));
+    paths.extend(
+        evidence
+            .candidates
+            .iter()
+            .filter_map(|(_, path)| path.clone()),
+    );
     paths
 }
 
@@ -112,8 +126,7 @@ pub fn choose_candidates(context: &Context, incident: &Incident, evidence: &mut 
             rows.insert(victim.task.pid, (victim.task, Some(victim.cgroup.path(0))));
         }
     }
-    let points =
-        |task: &wire::Task| oom_score::points(task, total_pages, context.page_bytes);
+    let points = |task: &wire::Task| oom_score::points(task, total_pages, context.page_bytes);
     let mut rows: Vec<_> = rows.into_values().collect();
     rows.sort_by_key(|(task, _)| std::cmp::Reverse(points(task)));
     rows.truncate(CANDIDATES);
@@ -144,7 +157,10 @@ pub fn oom_kill(
         .and_then(|record| record.message())
         .map(text)
         .or_else(|| log.and_then(|log| log.message.as_deref()).map(text));
-    let limit = evidence.limit.as_ref().map(|owner| limit(context, owner, identities));
+    let limit = evidence
+        .limit
+        .as_ref()
+        .map(|owner| limit(context, owner, identities));
     let mut kill = OomKill {
         incident: context.incident_id(incident),
         scope: scope(evidence.limit.as_ref(), identities, constraint, order),
@@ -175,7 +191,7 @@ pub fn oom_kill(
         node: evidence
             .node
             .as_ref()
-            .map(|(meminfo, delay)| node(meminfo, &evidence.pressure, *delay))
+            .map(|(meminfo, delay)| node(context, evidence, meminfo, *delay))
             .unwrap_or_default(),
         hooks: hooks(context, incident, evidence),
         ..OomKill::default()
@@ -201,14 +217,17 @@ pub fn oom_outcome(
             .iter()
             .map(|victim| {
                 let exit = victim.exited.map(|(_, status)| status);
-                let signal = exit.map(|status| status & 0x7f).filter(|signal| *signal != 0);
+                let signal = exit
+                    .map(|status| status & 0x7f)
+                    .filter(|signal| *signal != 0);
                 VictimOutcome {
                     process: process(context, &victim.task, None),
                     exited_at: victim.exited.map(|(boot_ns, _)| context.time(boot_ns)),
                     reaped_at: victim.reaped_boot_ns.map(|boot_ns| context.time(boot_ns)),
-                    kill_to_exit_ms: victim.exited.zip(victim.killed_boot_ns).map(
-                        |((exited, _), killed)| millis(exited.saturating_sub(killed)),
-                    ),
+                    kill_to_exit_ms: victim
+                        .exited
+                        .zip(victim.killed_boot_ns)
+                        .map(|((exited, _), killed)| millis(exited.saturating_sub(killed))),
                     exit_code: exit
                         .filter(|_| signal.is_none())
                         .map(|status| (status >> 8) & 0xff),
@@ -218,9 +237,13 @@ pub fn oom_outcome(
             })
             .collect(),
         limit_usage_bytes: usage_after_bytes,
-        freed_bytes: usage_before_bytes.zip(usage_after_bytes).map(|(before, after)| {
-            i64::try_from(before).unwrap_or(i64::MAX).saturating_sub_unsigned(after)
-        }),
+        freed_bytes: usage_before_bytes
+            .zip(usage_after_bytes)
+            .map(|(before, after)| {
+                i64::try_from(before)
+                    .unwrap_or(i64::MAX)
+                    .saturating_sub_unsigned(after)
+            }),
         container_survived,
     }
 }
@@ -307,12 +330,17 @@ fn total_pages(context: &Context, incident: &Incident, evidence: &Evidence) -> u
     }
     let node = evidence.node.as_ref().map(|(meminfo, _)| meminfo);
     let ram = node.and_then(|meminfo| meminfo.total_bytes).unwrap_or(0);
-    let swap = node.and_then(|meminfo| meminfo.swap_total_bytes).unwrap_or(0);
+    let swap = node
+        .and_then(|meminfo| meminfo.swap_total_bytes)
+        .unwrap_or(0);
     (ram + swap) / context.page_bytes.max(1)
 }
 
 fn cgroup(id: u64, path: &[u8]) -> Cgroup {
-    Cgroup { id: (id != 0).then_some(id), path: Some(text(path)) }
+    Cgroup {
+        id: (id != 0).then_some(id),
+        path: Some(text(path)),
+    }
 }
 
 fn limit_level(context: &Context, level: &WireLevel, path: &[u8]) -> LimitLevel {
@@ -325,7 +353,9 @@ fn limit_level(context: &Context, level: &WireLevel, path: &[u8]) -> LimitLevel 
         limit_bytes: bounded(level.max_pages),
         watermark_bytes: Some(context.bytes(level.watermark_pages)),
         swap_usage_bytes: has(level::HAS_SWAP).then(|| context.bytes(level.swap_pages)),
-        swap_limit_bytes: has(level::HAS_SWAP).then(|| bounded(level.swap_max_pages)).flatten(),
+        swap_limit_bytes: has(level::HAS_SWAP)
+            .then(|| bounded(level.swap_max_pages))
+            .flatten(),
         oom_group: Some(has(level::OOM_GROUP)),
         max_events: local(level.local_max),
         oom_events: local(level.local_oom),
@@ -364,17 +394,23 @@ fn memory(
         .limit
         .as_ref()
         .and_then(LimitOwner::level)
-        .map_or(reading.usage_bytes, |level| context.bytes(level.usage_pages));
+        .map_or(reading.usage_bytes, |level| {
+            context.bytes(level.usage_pages)
+        });
     let rss = incident
         .victims
         .iter()
         .find(|victim| victim.task.has & has::MM != 0)
         .map(|victim| context.pages(victim.task.rss_anon_pages + victim.task.rss_shmem_pages));
     #[expect(clippy::cast_precision_loss, reason = "a ratio")]
-    let ratio = rss.filter(|_| total > 0).map(|rss| rss as f64 / total as f64);
+    let ratio = rss
+        .filter(|_| total > 0)
+        .map(|rss| rss as f64 / total as f64);
     Memory {
         anon_bytes: stat.anon_bytes,
-        file_bytes: stat.file_bytes.map(|file| file.saturating_sub(stat.shmem_bytes.unwrap_or(0))),
+        file_bytes: stat
+            .file_bytes
+            .map(|file| file.saturating_sub(stat.shmem_bytes.unwrap_or(0))),
         shmem_bytes: stat.shmem_bytes,
         slab_reclaimable_bytes: stat.slab_reclaimable_bytes,
         slab_unreclaimable_bytes: stat.slab_unreclaimable_bytes,
@@ -469,14 +505,21 @@ fn trigger(
     stack: Vec<String>,
 ) -> Option<Trigger> {
     let task = incident.trigger()?;
-    let path = incident.context()?.names(section::TRIGGER_PATH).unwrap_or_default().path(0);
+    let path = incident
+        .context()?
+        .names(section::TRIGGER_PATH)
+        .unwrap_or_default()
+        .path(0);
     let who = identities.of(&path);
     let mask = decision(incident)
         .map(|decision| decision.gfp_mask)
         .or_else(|| evidence.log.as_ref()?.trigger.as_ref()?.gfp_mask);
     let mut gfp = mask.map(Gfp::from_mask);
     // The log has the kernel's own names for every bit.
-    let logged = evidence.log.as_ref().and_then(|log| log.trigger.as_ref()?.gfp_flags.as_deref());
+    let logged = evidence
+        .log
+        .as_ref()
+        .and_then(|log| log.trigger.as_ref()?.gfp_flags.as_deref());
     if let (Some(gfp), Some(flags)) = (&mut gfp, logged) {
         gfp.flags = Some(text(flags));
     }
@@ -500,7 +543,10 @@ fn candidate(
     task: &wire::Task,
     path: &Option<Vec<u8>>,
 ) -> Candidate {
-    let who = path.as_deref().map(|path| identities.of(path)).unwrap_or_default();
+    let who = path
+        .as_deref()
+        .map(|path| identities.of(path))
+        .unwrap_or_default();
     let total = total_pages(context, incident, evidence);
     Candidate {
         process: process(context, task, None),
@@ -511,8 +557,8 @@ fn candidate(
     }
 }
 
-fn node(meminfo: &Meminfo, pressure: &[Option<Pressure>; 3], delay_ns: u64) -> Node {
-    let [cpu, memory, io] = pressure;
+fn node(context: &Context, evidence: &Evidence, meminfo: &Meminfo, delay_ns: u64) -> Node {
+    let [cpu, memory, io] = &evidence.pressure;
     let file = meminfo.cached_bytes.map(|cached| {
         (cached + meminfo.buffers_bytes.unwrap_or(0))
             .saturating_sub(meminfo.shmem_bytes.unwrap_or(0))
@@ -521,7 +567,9 @@ fn node(meminfo: &Meminfo, pressure: &[Option<Pressure>; 3], delay_ns: u64) -> N
         mem_total_bytes: meminfo.total_bytes,
         mem_free_bytes: meminfo.free_bytes,
         mem_available_bytes: meminfo.available_bytes,
-        watermark_min_bytes: None,
+        watermark_min_bytes: evidence
+            .watermark_min_pages
+            .map(|pages| context.bytes(pages)),
         swap_total_bytes: meminfo.swap_total_bytes,
         swap_free_bytes: meminfo.swap_free_bytes,
         anon_bytes: meminfo.anon_bytes,
@@ -531,7 +579,7 @@ fn node(meminfo: &Meminfo, pressure: &[Option<Pressure>; 3], delay_ns: u64) -> N
         slab_unreclaimable_bytes: meminfo.slab_unreclaimable_bytes,
         kernel_stack_bytes: meminfo.kernel_stack_bytes,
         page_tables_bytes: meminfo.page_tables_bytes,
-        psi: pressure.iter().any(Option::is_some).then(|| Psi {
+        psi: evidence.pressure.iter().any(Option::is_some).then(|| Psi {
             cpu: cpu.map(resource),
             memory: memory.map(resource),
             io: io.map(resource),
@@ -541,7 +589,10 @@ fn node(meminfo: &Meminfo, pressure: &[Option<Pressure>; 3], delay_ns: u64) -> N
 }
 
 fn resource(pressure: Pressure) -> PsiResource {
-    PsiResource { some: window(pressure.some), full: pressure.full.map(window) }
+    PsiResource {
+        some: window(pressure.some),
+        full: pressure.full.map(window),
+    }
 }
 
 fn window(stall: Stall) -> PsiWindow {
@@ -561,23 +612,33 @@ fn hooks(context: &Context, incident: &Incident, evidence: &Evidence) -> BTreeMa
             out.insert(datum.to_owned(), source);
         }
     };
-    let decision = context.hook(Signal::OomDecision).filter(|_| incident.decision.is_some());
+    let decision = context
+        .hook(Signal::OomDecision)
+        .filter(|_| incident.decision.is_some());
     let mark = context.hook(Signal::VictimMark);
     let kill = context.hook(Signal::KernelKill);
-    put("victims", if kill.is_some() {
-        mark.clone().zip(kill).map(|(mark, kill)| format!("{mark} {kill}"))
-    } else {
-        mark.clone()
-    });
+    put(
+        "victims",
+        if kill.is_some() {
+            mark.clone()
+                .zip(kill)
+                .map(|(mark, kill)| format!("{mark} {kill}"))
+        } else {
+            mark.clone()
+        },
+    );
     put("trigger", decision.clone().or_else(|| mark.clone()));
     let logged = || evidence.log.as_ref().map(|_| "kmsg".to_owned());
     put("constraint", decision.clone().or_else(logged));
     if let Some(owner) = &evidence.limit {
-        put("limit", match owner.found_by {
-            FoundBy::OomControl => decision.clone(),
-            FoundBy::OomLock | FoundBy::CounterAtMax => mark,
-            FoundBy::Kmsg => Some("kmsg".to_owned()),
-        });
+        put(
+            "limit",
+            match owner.found_by {
+                FoundBy::OomControl => decision.clone(),
+                FoundBy::OomLock | FoundBy::CounterAtMax => mark,
+                FoundBy::Kmsg => Some("kmsg".to_owned()),
+            },
+        );
     }
     if evidence.memory.is_some() {
         put("memory", Some("memory.stat".to_owned()));
@@ -588,6 +649,11 @@ fn hooks(context: &Context, incident: &Incident, evidence: &Evidence) -> BTreeMa
     if !evidence.candidates.is_empty() {
         put("candidates", context.hook(Signal::Candidates));
     }
-    put("end", context.hook(Signal::OomEnd).filter(|_| incident.end.is_some()));
+    put(
+        "end",
+        context
+            .hook(Signal::OomEnd)
+            .filter(|_| incident.end.is_some()),
+    );
     out
 }

@@ -50,7 +50,9 @@ pub fn infer(
     victim: &[u8],
     logged: Option<Option<&[u8]>>,
 ) -> Option<(usize, FoundBy)> {
-    let locked = levels.iter().rposition(|level| level.flags & level::OOM_LOCK != 0);
+    let locked = levels
+        .iter()
+        .rposition(|level| level.flags & level::OOM_LOCK != 0);
     let at_max = || {
         levels.iter().zip(paths).position(|(level, path)| {
             level.max_pages < NO_LIMIT_PAGES
@@ -58,7 +60,9 @@ pub fn infer(
                 && is_ancestor(path, victim)
         })
     };
-    let can_lock = levels.iter().any(|level| level.flags & level::HAS_OOM_LOCK != 0);
+    let can_lock = levels
+        .iter()
+        .any(|level| level.flags & level::HAS_OOM_LOCK != 0);
     let inferred = match locked {
         Some(index) => Some((index, FoundBy::OomLock)),
         None if can_lock => None,
@@ -82,7 +86,9 @@ pub fn is_ancestor(path: &[u8], below: &[u8]) -> bool {
     if path == b"/" {
         return true;
     }
-    below.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.first() == Some(&b'/'))
+    below
+        .strip_prefix(path)
+        .is_some_and(|rest| rest.is_empty() || rest.first() == Some(&b'/'))
 }
 
 #[cfg(test)]
@@ -113,7 +119,10 @@ mod tests {
     fn the_highest_locked_level_owns_the_limit() {
         let levels = levels(&[(10, 100, LOCKED), (100, 100, LOCKED), (200, u64::MAX, HAS)]);
         let paths = paths(&["/pod/a", "/pod", "/"]);
-        assert_eq!(infer(&levels, &paths, b"/pod/b", None), Some((1, FoundBy::OomLock)));
+        assert_eq!(
+            infer(&levels, &paths, b"/pod/b", None),
+            Some((1, FoundBy::OomLock))
+        );
     }
 
     #[test]
@@ -125,7 +134,12 @@ mod tests {
 
     #[test]
     fn the_lowest_full_common_ancestor_owns_the_limit() {
-        let levels = levels(&[(100, 100, 0), (990, 1000, 0), (2000, 2000, 0), (0, u64::MAX, 0)]);
+        let levels = levels(&[
+            (100, 100, 0),
+            (990, 1000, 0),
+            (2000, 2000, 0),
+            (0, u64::MAX, 0),
+        ]);
         let paths = paths(&["/s/pod/a", "/s/pod", "/s", "/"]);
         let found = infer(&levels, &paths, b"/s/pod/b", None);
         assert_eq!(found, Some((1, FoundBy::CounterAtMax)));

@@ -59,25 +59,36 @@ impl Identities {
 
 fn who(claim: Claim, names: &Names, node_name: Option<&str>) -> Who {
     let known = names.known.as_deref();
-    let pod_uid = known.and_then(|known| known.pod_uid.clone()).or(claim.pod_uid.clone());
+    let pod_uid = known
+        .and_then(|known| known.pod_uid.clone())
+        .or(claim.pod_uid.clone());
     let is_pod = pod_uid.is_some() || known.is_some_and(|known| known.pod_name.is_some());
     let container_name = known.and_then(|known| known.container_name.clone());
     let k8s = is_pod.then(|| K8s {
-        pod: Pod { name: known.and_then(|known| known.pod_name.clone()), uid: pod_uid },
-        namespace: Named { name: known.and_then(|known| known.namespace.clone()) },
+        pod: Pod {
+            name: known.and_then(|known| known.pod_name.clone()),
+            uid: pod_uid,
+        },
+        namespace: Named {
+            name: known.and_then(|known| known.namespace.clone()),
+        },
         container: (claim.container_id.is_some() && container_name.is_some()).then(|| {
             K8sContainer {
                 name: container_name,
                 restart_count: known.and_then(|known| known.restart_count),
             }
         }),
-        node: Named { name: node_name.map(ToOwned::to_owned) },
+        node: Named {
+            name: node_name.map(ToOwned::to_owned),
+        },
         qos: claim.qos.and_then(|qos| qos_of(qos.as_str())),
-        resolved_by: Some(known.map_or(ResolvedBy::CgroupPath, |known| match known.resolved_by {
-            Source::LogLink => ResolvedBy::ContainerLogs,
-            Source::Cri => ResolvedBy::Cri,
-            Source::LogDir => ResolvedBy::PodLogs,
-        })),
+        resolved_by: Some(
+            known.map_or(ResolvedBy::CgroupPath, |known| match known.resolved_by {
+                Source::LogLink => ResolvedBy::ContainerLogs,
+                Source::Cri => ResolvedBy::Cri,
+                Source::LogDir => ResolvedBy::PodLogs,
+            }),
+        ),
         trusted: names.trusted,
         error: names.error.as_ref().map(ToString::to_string),
     });
@@ -90,7 +101,11 @@ fn who(claim: Claim, names: &Names, node_name: Option<&str>) -> Who {
             .then(|| claim.orchestrator.as_str().to_owned()),
         role: role.map(|role| role.as_str().to_owned()),
     });
-    Who { claim: Some(claim), k8s, container }
+    Who {
+        claim: Some(claim),
+        k8s,
+        container,
+    }
 }
 
 fn qos_of(name: &str) -> Option<Qos> {

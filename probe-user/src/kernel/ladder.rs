@@ -106,8 +106,17 @@ impl std::fmt::Display for Hook {
 pub struct Rung {
     /// Programs of the BPF object and where they go; the first names the rung.
     pub programs: &'static [(&'static str, Hook)],
-    /// A layout field that must be 1, and what its being 0 means.
-    pub needs: Option<(fn(&KernelLayout) -> u32, &'static str)>,
+    /// What this kernel's types must say for the rung to make sense.
+    pub needs: Option<Need>,
+}
+
+/// A condition on the kernel's types.
+#[derive(Clone, Copy, Debug)]
+pub struct Need {
+    /// The layout field that must be 1.
+    pub field: fn(&KernelLayout) -> u32,
+    /// What it means if it is not.
+    pub why_not: &'static str,
 }
 
 impl Rung {
@@ -124,10 +133,10 @@ const fn rung(programs: &'static [(&'static str, Hook)]) -> Rung {
     }
 }
 
-const MARK_NEEDS_TASK: Option<(fn(&KernelLayout) -> u32, &str)> = Some((
-    |layout| layout.mark_victim__has_task,
-    "this kernel's tracepoint passes a pid, not the task",
-));
+const MARK_NEEDS_TASK: Option<Need> = Some(Need {
+    field: |layout| layout.mark_victim__has_task,
+    why_not: "this kernel's tracepoint passes a pid, not the task",
+});
 
 /// Every signal with its rungs, best first, in the order of attachment: what tells of the end of
 /// a kill comes before what tells of its start, so that none is seen only in part.

@@ -92,18 +92,21 @@ impl Probe {
         let lost = map(&mut ebpf, "LOST", PerCpuArray::try_from)?;
         let critical = map(&mut ebpf, "CRITICAL", RingBuf::try_from)?;
         let bulk = map(&mut ebpf, "BULK", RingBuf::try_from)?;
-        let mut settings: Array<MapData, Settings> =
-            map(&mut ebpf, SETTINGS, Array::try_from)?;
+        let mut settings: Array<MapData, Settings> = map(&mut ebpf, SETTINGS, Array::try_from)?;
 
         let btf = Btf::from_sys_fs()?;
         let mut served = Vec::with_capacity(LADDER.len());
         for (signal, rungs) in LADDER {
             let result = serve(&mut ebpf, &btf, layout, *signal, rungs);
             if *signal == Signal::OomDecision && result.hook.is_some() {
-                let known = Settings { has_decision: 1, ..Settings::default() };
-                settings
-                    .set(0, known, 0)
-                    .map_err(|source| LoadError::Map { name: SETTINGS, source })?;
+                let known = Settings {
+                    has_decision: 1,
+                    ..Settings::default()
+                };
+                settings.set(0, known, 0).map_err(|source| LoadError::Map {
+                    name: SETTINGS,
+                    source,
+                })?;
             }
             if signal.is_essential() && result.hook.is_none() {
                 let refused: Vec<String> = result
@@ -149,7 +152,14 @@ impl Probe {
     /// Tells the programs where the per-CPU parts of counters are; until then rss is approximate.
     pub fn set_per_cpu(&mut self, per_cpu_offset: u64) -> Result<(), MapError> {
         let known = self.settings.get(&0, 0)?;
-        self.settings.set(0, Settings { per_cpu_offset, ..known }, 0)
+        self.settings.set(
+            0,
+            Settings {
+                per_cpu_offset,
+                ..known
+            },
+            0,
+        )
     }
 
     /// Losses counted in the kernel since the start, by reason.
@@ -254,16 +264,11 @@ fn serve(
 }
 
 /// Attaches all programs of a rung, or none.
-fn try_rung(
-    ebpf: &mut Ebpf,
-    btf: &Btf,
-    layout: &KernelLayout,
-    rung: &Rung,
-) -> Result<(), String> {
-    if let Some((fact, why_not)) = rung.needs {
-        if fact(layout) != 1 {
-            return Err(why_not.to_owned());
-        }
+fn try_rung(ebpf: &mut Ebpf, btf: &Btf, layout: &KernelLayout, rung: &Rung) -> Result<(), String> {
+    if let Some(need) = rung.needs
+        && (need.field)(layout) != 1
+    {
+        return Err(need.why_not.to_owned());
     }
     for (index, (name, hook)) in rung.programs.iter().enumerate() {
         let result = match ebpf.program_mut(name) {

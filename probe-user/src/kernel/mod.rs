@@ -8,12 +8,12 @@
 
 pub mod btf;
 pub mod capability;
-pub mod problems;
 pub mod facts;
 pub mod kallsyms;
 pub mod ladder;
 pub mod layout;
 pub mod loader;
+pub mod problems;
 
 #[cfg(test)]
 mod golden;

@@ -26,7 +26,9 @@ impl Facts {
         let mut problems = Vec::new();
         let mut report = |id, detail: String, remedy: &str| {
             let blocks = BLOCKING.contains(&id)
-                || BLOCKING_CAPABILITIES.iter().any(|name| detail.starts_with(name));
+                || BLOCKING_CAPABILITIES
+                    .iter()
+                    .any(|name| detail.starts_with(name));
             problems.push(Problem {
                 id,
                 detail,

@@ -14,5 +14,6 @@ pub mod process;
 pub mod psi;
 mod text;
 pub mod vmstat;
+pub mod zoneinfo;
 
 pub use text::{Error, ParseError, TextFile};

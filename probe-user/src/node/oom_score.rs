@@ -15,10 +15,7 @@ const EXEMPT: i32 = -1000;
 /// done with, and those in `vfork`, are exempt too, but a record does not tell.
 pub fn points(task: &Task, total_pages: u64, page_size: u64) -> Option<i64> {
     let known = has::TASK | has::SIGNAL | has::MM;
-    if task.has & known != known
-        || task.pid == 1
-        || task.oom_score_adj == EXEMPT
-    {
+    if task.has & known != known || task.pid == 1 || task.oom_score_adj == EXEMPT {
         return None;
     }
     let resident = task
