@@ -274,10 +274,7 @@ fn decisive(reason: &str) -> &str {
         return reason;
     };
     let telling = |line: &&str| !STATISTICS.iter().any(|start| line.starts_with(start));
-    log.split(" | ")
-        .filter(telling)
-        .last()
-        .unwrap_or(reason)
+    log.split(" | ").filter(telling).last().unwrap_or(reason)
 }
 
 /// Text that does not break out of a table's cell.

@@ -1,6 +1,7 @@
 //! Builds, runs, tests and measures oomprobe.
 
 mod apt_sources;
+mod bench;
 mod cache;
 mod cmd;
 mod debian;
@@ -49,6 +50,8 @@ enum Verb {
     Vm(vm::VmArgs),
     /// Try every hook on every kernel of the matrix and write docs/kernel-support.md
     KernelSupport(kernel_support::KernelSupportArgs),
+    /// Measure oomprobe beside other tools and write docs/benchmarks.md
+    Bench(bench::BenchArgs),
     /// Check format, lints, documentation and dependencies
     Lint,
     /// Run all that a change must pass
@@ -84,6 +87,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Run(args) => return user::run(&cache, &args),
         Verb::Vm(args) => return vm::vm(&cache, args),
         Verb::KernelSupport(args) => kernel_support::run(&cache, &args)?,
+        Verb::Bench(args) => bench::run(&args)?,
         Verb::Lint => lint::all(&cache)?,
         Verb::Test(args) => return test::run(&cache, &args),
     }

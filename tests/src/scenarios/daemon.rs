@@ -210,8 +210,8 @@ fn every_rung(context: &mut Context) -> Result<()> {
     {
         let hook = rung["hook"].as_str().context("a rung without a hook")?;
         let kind = hook.split(':').next().unwrap_or_default();
-        let excluded = rung["excluded"] == true
-            || (!function_hooks && FUNCTION_HOOKS.contains(&kind));
+        let excluded =
+            rung["excluded"] == true || (!function_hooks && FUNCTION_HOOKS.contains(&kind));
         if rung["works"] != true && !excluded {
             broken.push(format!("{hook}: {}", rung["reason"]));
         }
