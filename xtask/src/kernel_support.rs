@@ -119,7 +119,7 @@ type Examined = (String, Report);
 /// Examines every kernel and writes the document.
 pub(crate) fn run(cache: &Cache, args: &KernelSupportArgs) -> Result<()> {
     let workspace = Workspace::find()?;
-    let oomprobe = user::build(true)?;
+    let oomprobe = user::build(user::Profile::Release)?;
     let matrix = Matrix::load()?;
     let vm = Vm::prepare()?;
     let mut job = Job::new(std::iter::once("oomprobe").chain(DOCTOR));
