@@ -212,6 +212,12 @@ impl Incident {
         self.decision.as_ref().or(self.mark.as_ref())
     }
 
+    /// Cgroup id of the limit, where the end alone names it: nobody was chosen.
+    pub fn limit_of_end(&self) -> Option<u64> {
+        let end = self.end.filter(|_| self.decision.is_none())?;
+        (end.limit_cgroup_id != 0).then_some(end.limit_cgroup_id)
+    }
+
     fn settled(&self) -> bool {
         self.victims.iter().all(|victim| victim.exited.is_some())
     }
@@ -489,10 +495,7 @@ impl Assembler {
         // A mark without a signal is an invocation of its own, unless a hook says otherwise.
         let is_bare = kill.is_none() && hooks.kernel_kill;
         let belongs = self.current(trigger, time).is_some_and(|incident| {
-            !is_bare
-                || hooks.end
-                || incident.victims.is_empty()
-                || incident.victim(&task).is_some()
+            !is_bare || hooks.end || incident.victims.is_empty() || incident.victim(&task).is_some()
         });
         if !belongs {
             self.close(time, steps);
@@ -617,4 +620,4 @@ impl Assembler {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
