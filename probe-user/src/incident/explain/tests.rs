@@ -9,6 +9,7 @@ use super::*;
 use crate::{
     identity::names::Resolver,
     incident::assemble::{Assembler, Hooks, Step, tests::record},
+    node::memcg::{MemoryStat, Version},
     ring::decode::Record,
 };
 
@@ -200,13 +201,16 @@ fn a_swap_counter_is_of_its_hierarchy() {
 
 #[test]
 fn memory_is_split_into_disjoint_parts() {
-    let mut reading = MemcgReading {
+    let stat = format!(
+        "anon {}\nfile {}\nshmem {}\n",
+        40 * PAGE,
+        30 * PAGE,
+        20 * PAGE
+    );
+    let reading = MemcgReading {
         usage_bytes: 90 * PAGE,
-        stat: Default::default(),
+        stat: MemoryStat::parse(Version::V2, stat.as_bytes()).unwrap(),
     };
-    reading.stat.anon_bytes = Some(40 * PAGE);
-    reading.stat.file_bytes = Some(30 * PAGE);
-    reading.stat.shmem_bytes = Some(20 * PAGE);
     let level = WireLevel {
         usage_pages: 100,
         ..WireLevel::zeroed()
