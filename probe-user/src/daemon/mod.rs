@@ -38,7 +38,7 @@ use crate::{
     },
     incident::{
         assemble::{Assembler, Hooks, Incident, Step},
-        evidence::{Collector, Evidence},
+        evidence::{Collector, Evidence, LimitOwner},
         explain::{self, Context},
         who::{DEADLINE, Identities},
     },
@@ -322,9 +322,8 @@ impl Daemon {
             .options
             .duration
             .map(|duration| self.started + duration.min(FOREVER));
-        let (mut critical, mut bulk) = match (self.critical.take(), self.bulk.take()) {
-            (Some(critical), Some(bulk)) => (critical, bulk),
-            _ => anyhow::bail!("the rings were taken already"),
+        let (Some(mut critical), Some(mut bulk)) = (self.critical.take(), self.bulk.take()) else {
+            anyhow::bail!("the rings were taken already");
         };
         let (mut records, mut rates) = (Vec::<Bytes>::new(), Vec::<Bytes>::new());
         while !self.enough() {
@@ -498,7 +497,7 @@ impl Daemon {
             );
         }
         self.reconciler
-            .saw(&incident, evidence.limit.as_ref().map(|owner| owner.path()));
+            .saw(&incident, evidence.limit.as_ref().map(LimitOwner::path));
         let (context, resolver) = (Rc::clone(&self.context), Rc::clone(&self.resolver));
         let (node_name, symbols) = (self.node_name.clone(), Rc::clone(&self.symbols));
         self.looking_up.spawn_local(async move {

@@ -183,10 +183,10 @@ impl Reconciler {
             missing: expected.saturating_sub(seen),
             since: Some(context.time(since)),
         };
-        if let (Some(node), Some(kernel)) = (&mut self.node, self.vmstat.as_mut().and_then(read)) {
-            if let Some(found) = node.check(kernel, seen, now) {
-                gaps.push(gap("/proc/vmstat oom_kill".to_owned(), found));
-            }
+        if let (Some(node), Some(kernel)) = (&mut self.node, self.vmstat.as_mut().and_then(read))
+            && let Some(found) = node.check(kernel, seen, now)
+        {
+            gaps.push(gap("/proc/vmstat oom_kill".to_owned(), found));
         }
         self.owners.retain(|path, owner| {
             if owner.files.is_none() {

@@ -69,18 +69,24 @@ const COMMON: &[&str] = &[
     "copy_process",
     "do_exec",
     "bprm_execve",
+    "__x64_sys_",
+    "__arm64_sys_",
+];
+
+/// Frames of the tracer's own, innermost: not part of what happened.
+const OWN: &[&str] = &[
+    "bpf_prog_",
+    "bpf_trampoline_",
     "bpf_trace_run",
     "__bpf_trace_",
     "__traceiter_",
-    "__x64_sys_",
-    "__arm64_sys_",
 ];
 
 /// What is known of the kernel's symbols.
 #[derive(Default)]
 pub(super) struct Symbols {
     /// By start.
-    functions: RefCell<BTreeMap<u64, Function>>,
+    functions: BTreeMap<u64, Function>,
     /// By address; `None` is in no function.
     frames: RefCell<BTreeMap<u64, Option<String>>>,
 }
@@ -89,13 +95,15 @@ impl Symbols {
     /// Reads the common functions, and the address of one variable on the way.
     pub(super) fn warm(table: &Path, variable: &str) -> (Self, Option<u64>) {
         let wanted = |name: &str| {
-            AllocPath::is_told_by(name) || COMMON.iter().any(|start| name.starts_with(start))
+            AllocPath::is_told_by(name)
+                || is_own(name)
+                || COMMON.iter().any(|start| name.starts_with(start))
         };
         // What is missing is looked up when it is needed.
         let (symbol, functions) = kallsyms::survey(table, variable, wanted).unwrap_or_default();
         let functions = functions.into_iter().map(|it| (it.start, it)).collect();
         let symbols = Self {
-            functions: RefCell::new(functions),
+            functions,
             frames: RefCell::default(),
         };
         (symbols, symbol.address().ok())
@@ -106,7 +114,7 @@ impl Symbols {
         let unknown: Vec<u64> = addresses
             .iter()
             .copied()
-            .filter(|&at| self.known(at).is_none())
+            .filter(|&at| !self.is_known(at))
             .collect();
         if !unknown.is_empty() {
             let wanted = unknown.clone();
@@ -124,18 +132,23 @@ impl Symbols {
                 frames.extend(unknown.into_iter().zip(found));
             }
         }
-        addresses
-            .iter()
-            .filter_map(|&at| self.known(at).flatten())
-            .collect()
+        let frames = addresses.iter().filter_map(|&at| self.name(at));
+        frames.skip_while(|frame| is_own(frame)).collect()
     }
 
-    fn known(&self, address: u64) -> Option<Option<String>> {
-        let functions = self.functions.borrow();
-        let below = functions.range(..=address).next_back();
-        if let Some((_, function)) = below.filter(|(_, function)| address < function.end) {
-            return Some(Some(function.frame(address).to_string()));
-        }
-        self.frames.borrow().get(&address).cloned()
+    fn is_known(&self, address: u64) -> bool {
+        self.frames.borrow().contains_key(&address) || self.name(address).is_some()
     }
+
+    fn name(&self, address: u64) -> Option<String> {
+        let below = self.functions.range(..=address).next_back();
+        if let Some((_, function)) = below.filter(|(_, function)| address < function.end) {
+            return Some(function.frame(address).to_string());
+        }
+        self.frames.borrow().get(&address)?.clone()
+    }
+}
+
+fn is_own(function: &str) -> bool {
+    OWN.iter().any(|start| function.starts_with(start))
 }

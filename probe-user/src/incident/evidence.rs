@@ -22,7 +22,7 @@ use crate::{
     node::{
         clock,
         kmsg::{self, KmsgReader, OomReport},
-        memcg::{MemcgFiles, MemcgReading, MemcgSettings, Version},
+        memcg::{Limit, MemcgFiles, MemcgReading, MemcgSettings, Version},
         meminfo::{Meminfo, MeminfoFile},
         process::ProcessDir,
         psi::{self, Pressure, Reading},
@@ -172,7 +172,7 @@ impl Collector {
             usage_pages: pages(settings.usage_bytes),
             max_pages: settings
                 .max
-                .and_then(|max| max.bytes())
+                .and_then(Limit::bytes)
                 .map_or(u64::MAX, |max| pages(Some(max))),
             watermark_pages: pages(settings.peak_bytes),
             ..LimitLevel::zeroed()
@@ -323,15 +323,15 @@ fn victim_of(context: &Record) -> Option<&wire::Task> {
 /// The limit owner: named by the decision, else inferred from the trigger's ancestors.
 fn owner(context: &Record, log: Option<&OomReport>) -> Option<LimitOwner> {
     let levels = context.limit_levels();
-    let named = matches!(context.body, Body::OomDecision(_));
-    let tag = if named {
+    let is_named = matches!(context.body, Body::OomDecision(_));
+    let tag = if is_named {
         section::LIMIT_PATH
     } else {
         section::TRIGGER_PATH
     };
     let names = context.names(tag)?;
     let paths: Vec<Vec<u8>> = (0..levels.len()).map(|up| names.path(up)).collect();
-    let (index, found_by) = if named {
+    let (index, found_by) = if is_named {
         if levels.is_empty() {
             return None;
         }

@@ -17,6 +17,9 @@ pub const KALLSYMS: &str = "/proc/kallsyms";
 /// No kernel function is as long: an address further from the symbol before it is in none.
 const MAX_FUNCTION_BYTES: u64 = 1 << 20;
 
+/// No program of ours is as long.
+const MAX_BPF_BYTES: u64 = 64 << 10;
+
 /// Why the symbols cannot be read.
 #[derive(Debug, Error)]
 #[error("cannot read kernel symbols {path}: {source}")]
@@ -86,7 +89,7 @@ pub struct Frame {
     pub module: Option<String>,
 }
 
-/// A function of the kernel itself and the code up to the next symbol.
+/// A function of the kernel itself, or a BPF program, and the code up to the next symbol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
     /// First address.
@@ -136,7 +139,7 @@ pub fn find(path: &Path, names: &[&str]) -> Result<Vec<Symbol>, KallsymsError> {
 }
 
 /// In one pass of the symbol table at `path`: the symbol `name`, and all functions of the kernel
-/// itself whose name is `wanted`. None of these if addresses are hidden.
+/// itself, and BPF programs, whose name is `wanted`. None of these if addresses are hidden.
 pub fn survey(
     path: &Path,
     name: &str,
@@ -149,8 +152,23 @@ pub fn survey(
         if line.name == name.as_bytes() {
             symbol.offer(&line);
         }
-        if line.module.is_some() || line.address == 0 {
+        if line.address == 0 {
             return;
+        }
+        match line.module {
+            None => {}
+            // BPF code comes in no order; the next start below an address is its program all the
+            // same.
+            Some(b"bpf") => {
+                if let Some(name) = str::from_utf8(line.name).ok().filter(|name| wanted(name)) {
+                    let (start, name) = (line.address, name.to_owned());
+                    let end = start.saturating_add(MAX_BPF_BYTES);
+                    functions.push(Function { start, end, name });
+                    is_last_open = false;
+                }
+                return;
+            }
+            Some(_) => return,
         }
         // The table is in the order of addresses; where it is not, a function ends too early.
         if let Some(last) = functions.last_mut().filter(|_| is_last_open) {
