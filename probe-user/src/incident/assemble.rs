@@ -212,6 +212,12 @@ impl Incident {
         self.decision.as_ref().or(self.mark.as_ref())
     }
 
+    /// Cgroup id of the limit, where the end alone names it: nobody was chosen.
+    pub fn limit_of_end(&self) -> Option<u64> {
+        let end = self.end.filter(|_| self.decision.is_none())?;
+        (end.limit_cgroup_id != 0).then_some(end.limit_cgroup_id)
+    }
+
     fn settled(&self) -> bool {
         self.victims.iter().all(|victim| victim.exited.is_some())
     }
@@ -620,4 +626,4 @@ impl Assembler {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

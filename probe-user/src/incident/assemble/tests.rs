@@ -26,7 +26,13 @@ const MARKS_ONLY: Hooks = Hooks {
 const TRIGGER: u32 = 7;
 const MS: u64 = 1_000_000;
 
-fn record<T: Pod>(kind: u16, time_boot_ns: u64, body: &T, sections: &[(u16, &[u8])]) -> Record {
+/// A record as the kernel side writes it.
+pub(in crate::incident) fn record<T: Pod>(
+    kind: u16,
+    time_boot_ns: u64,
+    body: &T,
+    sections: &[(u16, &[u8])],
+) -> Record {
     let mut bytes = vec![0; size_of::<Header>()];
     bytes.extend_from_slice(bytes_of(body));
     for (tag, content) in sections {
