@@ -26,9 +26,7 @@ pub(super) fn host_tests(
     scenarios: &[String],
 ) -> Result<Tally> {
     let mut cargo = cargo_test(workspace)?;
-    cargo
-        .args(["--test", "host"])
-        .env("OOMPROBE_BIN", oomprobe);
+    cargo.args(["--test", "host"]).env("OOMPROBE_BIN", oomprobe);
     if !scenarios.is_empty() {
         cargo.args(["--", "--exact"]).args(scenarios);
     }
