@@ -99,6 +99,8 @@ fn killed() -> Incident {
     let mark = MarkVictim {
         victim: task(20),
         trigger: task(7),
+        in_oom_group: 0,
+        pad: 0,
     };
     let mark = record(
         kind::MARK_VICTIM,
@@ -239,7 +241,8 @@ fn the_first_process_of_a_container() {
         ns_level,
         ..task(20)
     };
-    let rows: [(Task, Option<&[u8]>, Option<bool>); 6] = [
+    type Row = (Task, Option<&'static [u8]>, Option<bool>);
+    let rows: [Row; 6] = [
         (inside(1, 1), None, Some(true)),
         (inside(9, 1), None, Some(false)),
         (inside(9, 1), Some(b"containerd-shim"), Some(true)),
@@ -249,7 +252,7 @@ fn the_first_process_of_a_container() {
     ];
     for (task, parent, expected) in rows {
         let who = Who {
-            container: Some(Default::default()),
+            container: Some(Container::default()),
             ..Who::default()
         };
         assert_eq!(container_init(&task, &who, parent), expected, "{parent:?}");
