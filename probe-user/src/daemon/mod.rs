@@ -19,6 +19,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use probe_common::wire::Loss as WireLoss;
 use tokio::{
+    signal::unix::{Signal as UnixSignal, SignalKind},
     task::{JoinSet, LocalSet},
     time::{Instant, MissedTickBehavior, interval},
 };
@@ -156,9 +157,11 @@ pub fn run<S: Sink + Send + 'static>(
         .context("cannot start the runtime")?;
     let local = LocalSet::new();
     let result = local.block_on(&runtime, async move {
+        // Before the first event says that we are ready: from then on a signal means "drain".
+        let stop = Stop::new()?;
         let daemon = Daemon::start(options, sink)?;
         ready();
-        daemon.follow().await
+        daemon.follow(stop).await
     });
     // A look-up that hangs on a dead disk must not hold up the end.
     runtime.shutdown_background();
@@ -303,9 +306,7 @@ impl Daemon {
         })
     }
 
-    async fn follow(mut self) -> anyhow::Result<Ending> {
-        let mut interrupt = signal(tokio::signal::unix::SignalKind::interrupt())?;
-        let mut terminate = signal(tokio::signal::unix::SignalKind::terminate())?;
+    async fn follow(mut self, mut stop: Stop) -> anyhow::Result<Ending> {
         let resolver = Rc::clone(&self.resolver);
         tokio::task::spawn_local(async move {
             // Only warms a cache: failures show with the names that are then missing.
@@ -333,8 +334,7 @@ impl Daemon {
             tokio::select! {
                 biased;
                 () = self.outbox.closed() => break,
-                _ = interrupt.recv() => break,
-                _ = terminate.recv() => break,
+                () = stop.requested() => break,
                 () = sleep_until(end) => break,
                 read = critical.read(&mut records) => {
                     read.context("cannot read the ring of kills")?;
@@ -677,8 +677,27 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-fn signal(kind: tokio::signal::unix::SignalKind) -> anyhow::Result<tokio::signal::unix::Signal> {
-    tokio::signal::unix::signal(kind).context("cannot handle signals")
+/// SIGINT and SIGTERM.
+struct Stop {
+    interrupt: UnixSignal,
+    terminate: UnixSignal,
+}
+
+impl Stop {
+    fn new() -> anyhow::Result<Self> {
+        let handle = |kind| tokio::signal::unix::signal(kind).context("cannot handle signals");
+        Ok(Self {
+            interrupt: handle(SignalKind::interrupt())?,
+            terminate: handle(SignalKind::terminate())?,
+        })
+    }
+
+    async fn requested(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
 
 fn status(

@@ -492,10 +492,16 @@ impl Assembler {
             })
             .and_then(|index| self.pending_kills.remove(index));
         let hooks = self.hooks;
-        // A mark without a signal is an invocation of its own, unless a hook says otherwise.
+        // One invocation marks one victim, or all of a group. A mark without a signal, or of a
+        // task in no group, is an invocation of its own: a trigger that still gets no memory
+        // calls the OOM killer again at once.
         let is_bare = kill.is_none() && hooks.kernel_kill;
+        let may_be_one_of_many = mark.in_oom_group != 0 && !is_bare;
         let belongs = self.current(trigger, time).is_some_and(|incident| {
-            !is_bare || hooks.end || incident.victims.is_empty() || incident.victim(&task).is_some()
+            hooks.end
+                || may_be_one_of_many
+                || incident.victims.is_empty()
+                || incident.victim(&task).is_some()
         });
         if !belongs {
             self.close(time, steps);

@@ -147,9 +147,7 @@ impl Collector {
     fn read_memory(&mut self, incident: &Incident, evidence: &mut Evidence) {
         if let Some(owner) = &evidence.limit {
             let path = owner.path().to_owned();
-            evidence.memory = self
-                .memory(&path)
-                .map(|reading| (reading, clock::boot_ns().saturating_sub(incident.boot_ns)));
+            evidence.memory = self.memory_at(incident, &path);
         }
     }
 
@@ -218,10 +216,23 @@ impl Collector {
         }
         if incident.decision.is_none() {
             evidence.log = self.log(incident);
-            if let Some(context) = incident.context() {
-                evidence.limit = owner(context, evidence.log.as_ref());
+            let first_guess = evidence.limit.as_ref().map(|owner| owner.path().to_owned());
+            evidence.limit = incident
+                .context()
+                .and_then(|context| owner(context, evidence.log.as_ref()));
+            let path = evidence.limit.as_ref().map(|owner| owner.path().to_owned());
+            if path != first_guess {
+                // The log corrected the inference: what was read is somebody else's memory.
+                evidence.memory = path.and_then(|path| self.memory_at(incident, &path));
             }
         }
+    }
+
+    /// Usage and parts of the memory cgroup at `path`, and how long after the decision they were
+    /// read, ns.
+    fn memory_at(&mut self, incident: &Incident, path: &[u8]) -> Option<(MemcgReading, u64)> {
+        let reading = self.memory(path)?;
+        Some((reading, clock::boot_ns().saturating_sub(incident.boot_ns)))
     }
 
     /// Usage and parts of the memory cgroup at `path`, through files kept open.

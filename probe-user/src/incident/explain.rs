@@ -437,12 +437,21 @@ fn memory(
     let ratio = rss
         .filter(|_| total > 0)
         .map(|rss| rss as f64 / total as f64);
+    // What the chosen victim held was charged; it may be freed by the time of the read.
+    let held = |pages: fn(&wire::Task) -> i64| {
+        let task = incident.victims.first().map(|victim| &victim.task)?;
+        (task.has & has::MM != 0).then(|| context.pages(pages(task)).min(total))
+    };
+    let anon = stat.anon_bytes.max(held(|task| task.rss_anon_pages));
+    let shmem = stat.shmem_bytes.max(held(|task| task.rss_shmem_pages));
+    let freed = (anon.unwrap_or(0) - stat.anon_bytes.unwrap_or(0))
+        + (shmem.unwrap_or(0) - stat.shmem_bytes.unwrap_or(0));
     Memory {
-        anon_bytes: stat.anon_bytes,
+        anon_bytes: anon,
         file_bytes: stat
             .file_bytes
             .map(|file| file.saturating_sub(stat.shmem_bytes.unwrap_or(0))),
-        shmem_bytes: stat.shmem_bytes,
+        shmem_bytes: shmem,
         slab_reclaimable_bytes: stat.slab_reclaimable_bytes,
         slab_unreclaimable_bytes: stat.slab_unreclaimable_bytes,
         kernel_stack_bytes: stat.kernel_stack_bytes,
@@ -454,7 +463,7 @@ fn memory(
         vmalloc_bytes: stat.vmalloc_bytes,
         swap_bytes: stat.swap_bytes,
         total_bytes: Some(total),
-        unexplained_bytes: Some(stat.unexplained_bytes(reading.usage_bytes)),
+        unexplained_bytes: Some(stat.unexplained_bytes(total).saturating_sub_unsigned(freed)),
         victim_rss_ratio: ratio,
         source: Some(MemorySource::MemoryStat),
         read_delay_us: Some(delay_ns / 1000),

@@ -99,6 +99,7 @@ fn killed() -> Incident {
     let mark = MarkVictim {
         victim: task(20),
         trigger: task(7),
+        ..MarkVictim::zeroed()
     };
     let mark = record(
         kind::MARK_VICTIM,
