@@ -280,16 +280,16 @@ impl Collector {
         else {
             return;
         };
-        if let Ok(cmdline) = dir.cmdline(&mut self.buf) {
-            if !cmdline.args.is_empty() {
-                let args = cmdline.args.iter().map(|arg| text(arg)).collect();
-                evidence.cmdlines.insert(task.pid, args);
-            }
+        if let Ok(cmdline) = dir.cmdline(&mut self.buf)
+            && !cmdline.args.is_empty()
+        {
+            let args = cmdline.args.iter().map(|arg| text(arg)).collect();
+            evidence.cmdlines.insert(task.pid, args);
         }
-        if let Ok(parent) = ProcessDir::open(&self.proc, task.ppid) {
-            if let Ok(comm) = parent.comm(&mut self.buf) {
-                evidence.parents.insert(task.pid, comm);
-            }
+        if let Ok(parent) = ProcessDir::open(&self.proc, task.ppid)
+            && let Ok(comm) = parent.comm(&mut self.buf)
+        {
+            evidence.parents.insert(task.pid, comm);
         }
     }
 

@@ -189,7 +189,16 @@ pub fn oom_kill(
         candidates: evidence
             .candidates
             .iter()
-            .map(|(task, path)| candidate(context, incident, evidence, identities, task, path))
+            .map(|(task, path)| {
+                candidate(
+                    context,
+                    incident,
+                    evidence,
+                    identities,
+                    task,
+                    path.as_deref(),
+                )
+            })
             .collect(),
         node: evidence
             .node
@@ -318,11 +327,10 @@ fn scope(
         return match constraint {
             Some(Constraint::Cpuset) => Scope::Cpuset,
             Some(Constraint::MemoryPolicy) => Scope::Mempolicy,
-            Some(Constraint::None) => Scope::Node,
+            // None told: no limit was found where one would show, see `limit::infer`.
+            Some(Constraint::None) | None => Scope::Node,
             // A limit was hit, but not seen whose.
             Some(Constraint::Memcg) => Scope::Unknown,
-            // No limit was found where one would show: see `limit::infer`.
-            None => Scope::Node,
         };
     };
     let path = owner.path();
@@ -586,16 +594,13 @@ fn candidate(
     evidence: &Evidence,
     identities: &Identities,
     task: &wire::Task,
-    path: &Option<Vec<u8>>,
+    path: Option<&[u8]>,
 ) -> Candidate {
-    let who = path
-        .as_deref()
-        .map(|path| identities.of(path))
-        .unwrap_or_default();
+    let who = path.map(|path| identities.of(path)).unwrap_or_default();
     let total = total_pages(context, incident, evidence);
     Candidate {
         process: process(context, task, None),
-        cgroup: path.as_deref().map(|path| cgroup(task.memcg_id, path)),
+        cgroup: path.map(|path| cgroup(task.memcg_id, path)),
         k8s: who.k8s,
         container: who.container,
         points: oom_score::points(task, total, context.page_bytes),
