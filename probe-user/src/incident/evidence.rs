@@ -223,16 +223,10 @@ impl Collector {
             let path = evidence.limit.as_ref().map(|owner| owner.path().to_owned());
             if path != first_guess {
                 // The log corrected the inference: what was read is somebody else's memory.
-                evidence.memory = path.and_then(|path| self.memory_at(incident, &path));
+                evidence.memory = None;
+                self.read_memory(incident, evidence);
             }
         }
-    }
-
-    /// Usage and parts of the memory cgroup at `path`, and how long after the decision they were
-    /// read, ns.
-    fn memory_at(&mut self, incident: &Incident, path: &[u8]) -> Option<(MemcgReading, u64)> {
-        let reading = self.memory(path)?;
-        Some((reading, clock::boot_ns().saturating_sub(incident.boot_ns)))
     }
 
     /// Usage and parts of the memory cgroup at `path`, through files kept open.
