@@ -147,7 +147,9 @@ impl Collector {
     fn read_memory(&mut self, incident: &Incident, evidence: &mut Evidence) {
         if let Some(owner) = &evidence.limit {
             let path = owner.path().to_owned();
-            evidence.memory = self.memory_at(incident, &path);
+            evidence.memory = self
+                .memory(&path)
+                .map(|reading| (reading, clock::boot_ns().saturating_sub(incident.boot_ns)));
         }
     }
 
