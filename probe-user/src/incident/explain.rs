@@ -326,11 +326,10 @@ fn scope(
         return match constraint {
             Some(Constraint::Cpuset) => Scope::Cpuset,
             Some(Constraint::MemoryPolicy) => Scope::Mempolicy,
+            // None told: no limit was found where one would show, see `limit::infer`.
+            Some(Constraint::None) | None => Scope::Node,
             // A limit was hit, but not seen whose.
             Some(Constraint::Memcg) => Scope::Unknown,
-            // Without a word from the kernel: no limit was found where one would show, see
-            // `limit::infer`.
-            Some(Constraint::None) | None => Scope::Node,
         };
     };
     let path = owner.path();
