@@ -1,6 +1,5 @@
 //! The scenarios on the running kernel, with the program that `OOMPROBE_BIN` names. Without it
-//! they are ignored, so that `cargo test` works for everyone; `cargo xtask test` sets
-//! `OOMPROBE_TESTS=required` beside it, and then its absence is an error.
+//! nothing runs, so that `cargo test` works for everyone; `cargo xtask test` sets it.
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,20 +12,15 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One kernel log, one machine's memory: one scenario at a time.
     arguments.test_threads = Some(1);
-    let oomprobe = std::env::var_os("OOMPROBE_BIN");
-    if oomprobe.is_none() && std::env::var("OOMPROBE_TESTS").is_ok_and(|value| value == "required")
-    {
-        eprintln!("OOMPROBE_BIN does not say where the oomprobe to test is");
-        return ExitCode::FAILURE;
-    }
+    let Some(oomprobe) = std::env::var_os("OOMPROBE_BIN") else {
+        eprintln!("OOMPROBE_BIN is not set: `cargo xtask test --only host` runs the scenarios");
+        return ExitCode::SUCCESS;
+    };
     let runner = Arc::new(Mutex::new(None));
     let trials = scenarios::all()
         .map(|scenario| {
             let (runner, oomprobe) = (Arc::clone(&runner), oomprobe.clone());
             Trial::ignorable_test(scenario.name, move || {
-                let Some(oomprobe) = oomprobe else {
-                    return Ok(Completion::ignored_with("OOMPROBE_BIN is not set"));
-                };
                 let mut runner = runner.lock().unwrap_or_else(PoisonError::into_inner);
                 run(&mut runner, scenario, oomprobe.into())
             })

@@ -6,6 +6,7 @@ mod cache;
 mod cmd;
 mod debian;
 mod ebpf;
+mod kernel_support;
 mod lint;
 mod rustc_wrapper;
 #[path = "../../probe-user/bpf/sources.rs"]
@@ -47,12 +48,14 @@ enum Verb {
     Run(user::RunArgs),
     /// Run a command, or a shell, in a guest of any kernel of the matrix
     Vm(vm::VmArgs),
+    /// Try every hook on every kernel of the matrix and write docs/kernel-support.md
+    KernelSupport(kernel_support::KernelSupportArgs),
     /// Measure oomprobe beside other tools and write docs/benchmarks.md
     Bench(bench::BenchArgs),
     /// Check format, lints, documentation and dependencies
     Lint,
     /// Run all that a change must pass
-    Test,
+    Test(test::TestArgs),
 }
 
 fn main() -> ExitCode {
@@ -73,12 +76,20 @@ fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::BuildEbpf => ebpf::build(&cache)?,
         Verb::CheckEbpf => ebpf::check(&cache)?,
-        Verb::Build { release } => println!("{}", user::build(release)?.display()),
+        Verb::Build { release } => {
+            let profile = if release {
+                user::Profile::Release
+            } else {
+                user::Profile::Dev
+            };
+            println!("{}", user::build(profile)?.display());
+        }
         Verb::Run(args) => return user::run(&cache, &args),
         Verb::Vm(args) => return vm::vm(&cache, args),
+        Verb::KernelSupport(args) => kernel_support::run(&cache, &args)?,
         Verb::Bench(args) => bench::run(&args)?,
         Verb::Lint => lint::all(&cache)?,
-        Verb::Test => test::run(&cache)?,
+        Verb::Test(args) => return test::run(&cache, &args),
     }
     Ok(ExitCode::SUCCESS)
 }

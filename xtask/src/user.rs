@@ -16,24 +16,47 @@ use crate::{
     workspace::Workspace,
 };
 
-/// Builds `oomprobe` as a static binary and returns its path.
-pub(crate) fn build(release: bool) -> Result<PathBuf> {
-    let workspace = Workspace::find()?;
+/// How something is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// Quickly.
+    Dev,
+    /// As it ships.
+    Release,
+}
+
+/// A cargo command for programs that need no library of the machine they run on.
+pub(crate) fn static_cargo(workspace: &Workspace, verb: &str) -> Result<Command> {
     let host = tools::Rustc::query()?.host;
     let mut cargo = tools::cargo();
     cargo
         .current_dir(&workspace.root)
-        .args(["build", "--package", "probe-user", "--bin", "oomprobe"])
         // Without an explicit target the flags below would also apply to procedural macros.
-        .args(["--target", &host])
+        .args([verb, "--target", &host])
         // glibc can be linked statically, musl is by default; a guest's initramfs has neither.
         .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
-    if release {
+    Ok(cargo)
+}
+
+/// Where [`static_cargo`] puts programs.
+pub(crate) fn directory(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
+    let host = tools::Rustc::query()?.host;
+    Ok(workspace.target.join(host).join(match profile {
+        Profile::Dev => "debug",
+        Profile::Release => "release",
+    }))
+}
+
+/// Builds `oomprobe` as a static binary and returns its path.
+pub(crate) fn build(profile: Profile) -> Result<PathBuf> {
+    let workspace = Workspace::find()?;
+    let mut cargo = static_cargo(&workspace, "build")?;
+    cargo.args(["--package", "probe-user", "--bin", "oomprobe"]);
+    if profile == Profile::Release {
         cargo.arg("--release");
     }
     cmd::run(&mut cargo)?;
-    let profile = if release { "release" } else { "debug" };
-    Ok(workspace.target.join(host).join(profile).join("oomprobe"))
+    Ok(directory(&workspace, profile)?.join("oomprobe"))
 }
 
 /// What to run, and where.
@@ -50,7 +73,7 @@ pub(crate) struct RunArgs {
 /// Builds `oomprobe` and runs it; the exit code is its own.
 pub(crate) fn run(cache: &Cache, args: &RunArgs) -> Result<ExitCode> {
     match &args.vm {
-        Some(kernel) => vm::run(cache, kernel, &build(true)?, &args.args),
+        Some(kernel) => vm::run(cache, kernel, &build(Profile::Release)?, &args.args),
         None => run_here(&args.args),
     }
 }
@@ -70,7 +93,7 @@ fn run_here(args: &[String]) -> Result<ExitCode> {
         let sudo = cmd::find_in_path("sudo");
         Some(sudo.with_context(|| format!("oomprobe needs root and here is no sudo: {in_guest}"))?)
     };
-    let binary = build(true)?;
+    let binary = build(Profile::Release)?;
     let mut command = match sudo {
         None => Command::new(&binary),
         Some(sudo) => {

@@ -212,6 +212,12 @@ impl Incident {
         self.decision.as_ref().or(self.mark.as_ref())
     }
 
+    /// Cgroup id of the limit, where the end alone names it: nobody was chosen.
+    pub fn limit_of_end(&self) -> Option<u64> {
+        let end = self.end.filter(|_| self.decision.is_none())?;
+        (end.limit_cgroup_id != 0).then_some(end.limit_cgroup_id)
+    }
+
     fn settled(&self) -> bool {
         self.victims.iter().all(|victim| victim.exited.is_some())
     }
@@ -486,11 +492,14 @@ impl Assembler {
             })
             .and_then(|index| self.pending_kills.remove(index));
         let hooks = self.hooks;
-        // A mark without a signal is an invocation of its own, unless a hook says otherwise.
+        // One invocation marks one victim, or all of a group. A mark without a signal, or of a
+        // task in no group, is an invocation of its own: a trigger that still gets no memory
+        // calls the OOM killer again at once.
         let is_bare = kill.is_none() && hooks.kernel_kill;
+        let may_be_one_of_many = mark.in_oom_group != 0 && !is_bare;
         let belongs = self.current(trigger, time).is_some_and(|incident| {
-            !is_bare
-                || hooks.end
+            hooks.end
+                || may_be_one_of_many
                 || incident.victims.is_empty()
                 || incident.victim(&task).is_some()
         });
@@ -617,4 +626,4 @@ impl Assembler {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

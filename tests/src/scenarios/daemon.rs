@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use super::MIB;
 use super::victims::storm_kills;
@@ -35,6 +36,12 @@ pub(super) const ALL: &[Scenario] = &[
     .needs(&[Need::Tracer]),
     Scenario::new("closed_stdout", "the reader goes away", closed_stdout).needs(&[Need::Tracer]),
     Scenario::new("heartbeat", "silence is shown to be silence", heartbeat).needs(&[Need::Tracer]),
+    Scenario::new(
+        "every_rung",
+        "each hook works that this kernel can have, not only the best",
+        every_rung,
+    )
+    .needs(&[Need::Tracer]),
     Scenario::new("not_root", "a missing capability is named", not_root).needs(&[Need::Tracer]),
 ];
 
@@ -173,5 +180,42 @@ fn not_root(context: &mut Context) -> Result<()> {
     );
     ensure!(stderr.contains("CAP_"), "no capability is named: {stderr}");
     ensure!(!stderr.contains("panicked"), "{stderr}");
+    Ok(())
+}
+
+/// Kinds of hooks that attach by a kprobe or by patching a function's entry.
+const FUNCTION_HOOKS: [&str; 4] = ["kprobe", "kretprobe", "fentry", "fexit"];
+
+fn every_rung(context: &mut Context) -> Result<()> {
+    let output = Command::new(context.oomprobe()?)
+        .args(["doctor", "-o", "json"])
+        .output()
+        .context("run oomprobe doctor")?;
+    let report: Value = serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("doctor: {}", String::from_utf8_lossy(&output.stderr)))?;
+    ensure!(
+        output.status.code() == Some(0) && report["can_trace"] == true,
+        "doctor: {}: {report}",
+        output.status
+    );
+    // Only a required field that is absent is an error to the doctor.
+    ensure!(report["error"].is_null(), "doctor: {}", report["error"]);
+    let function_hooks = report["facts"]["kprobes"] == true;
+    let signals = report["signals"].as_array().context("signals")?;
+    ensure!(!signals.is_empty(), "no signal was examined: {report}");
+    let mut broken = Vec::new();
+    for rung in signals
+        .iter()
+        .flat_map(|signal| signal["rungs"].as_array().into_iter().flatten())
+    {
+        let hook = rung["hook"].as_str().context("a rung without a hook")?;
+        let kind = hook.split(':').next().unwrap_or_default();
+        let excluded =
+            rung["excluded"] == true || (!function_hooks && FUNCTION_HOOKS.contains(&kind));
+        if rung["works"] != true && !excluded {
+            broken.push(format!("{hook}: {}", rung["reason"]));
+        }
+    }
+    ensure!(broken.is_empty(), "{}", broken.join("\n"));
     Ok(())
 }

@@ -102,7 +102,7 @@ pub(super) fn run(args: &OomArgs) -> Result<()> {
         bail!("tracing OOM kills needs root: `sudo -E cargo xtask bench oom`");
     }
     let workspace = Workspace::find()?;
-    let oomprobe = user::build(true)?;
+    let oomprobe = user::build(user::Profile::Release)?;
     let measured = measure(args, &oomprobe)?;
     let text = report::markdown(&measured);
     print!("{text}");

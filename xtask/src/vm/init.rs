@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use object::Object;
 
 use crate::cmd;
-use crate::tools::{self, Rustc};
+use crate::user::{self, Profile};
 use crate::workspace::Workspace;
 
 /// Files in cargo's target directory.
@@ -22,20 +22,17 @@ pub(super) struct Built {
 /// Builds `vm-init`.
 pub(super) fn build() -> Result<Built> {
     let workspace = Workspace::find()?;
-    let host = Rustc::query()?.host;
-    cmd::run(
-        tools::cargo()
-            .current_dir(&workspace.root)
-            .args(["build", "--quiet", "--release"])
-            .args(["--package", "oomprobe-tests", "--bin", "vm-init"])
-            // Same target and flags as for oomprobe itself: shared dependencies are built once.
-            .args(["--target", &host])
-            .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static"),
-    )?;
-    let binaries = workspace.target.join(host).join("release");
-    let oomprobe = binaries.join("oomprobe");
+    let mut cargo = user::static_cargo(&workspace, "build")?;
+    cmd::run(cargo.args([
+        "--quiet",
+        // Together with the rest of the workspace, as `cargo xtask test` has it already.
+        "--workspace",
+        "--bin",
+        "vm-init",
+    ]))?;
+    let oomprobe = user::directory(&workspace, Profile::Release)?.join("oomprobe");
     Ok(Built {
-        vm_init: binaries.join("vm-init"),
+        vm_init: user::directory(&workspace, Profile::Dev)?.join("vm-init"),
         oomprobe: (oomprobe.is_file() && is_static(&oomprobe)?).then_some(oomprobe),
         logs: workspace.target.join("vm"),
     })

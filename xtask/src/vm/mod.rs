@@ -26,7 +26,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-pub(crate) use check::check;
 pub(crate) use cli::{VmArgs, run, vm};
 
 use crate::cmd;
@@ -72,12 +71,6 @@ pub(crate) struct Output {
     pub(crate) status: ExitStatus,
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: Vec<u8>,
-    /// The kernel's console, complete.
-    #[expect(
-        dead_code,
-        reason = "for scenarios that compare with the kernel's own words"
-    )]
-    pub(crate) console: String,
 }
 
 /// Everything guests share; made once per run.
@@ -141,7 +134,6 @@ impl Vm {
     }
 
     /// Runs `job` under `kernel` and hands every line of output, without its `\n`, to `on_line`.
-    #[expect(dead_code, reason = "for scenarios that act on output")]
     pub(crate) fn lines(
         &self,
         kernel: &Kernel,
@@ -171,13 +163,10 @@ impl Vm {
             Stream::Stdout => stdout.extend_from_slice(bytes),
             Stream::Stderr => stderr.extend_from_slice(bytes),
         })?;
-        let console = fs::read(self.console_log(kernel)).context("read the console log")?;
-        let console = String::from_utf8_lossy(&console).into_owned();
         Ok(Output {
             status,
             stdout,
             stderr,
-            console,
         })
     }
 

@@ -42,6 +42,8 @@ const TAIL_LINES: usize = 40;
 pub(crate) struct Machine {
     pub(crate) memory_mib: u32,
     pub(crate) cpus: u32,
+    /// NUMA nodes that share the memory evenly; the first has all processors.
+    pub(crate) numa_nodes: u32,
     /// Words added to the kernel command line.
     pub(crate) append: String,
     /// Wall-clock limit from start to power-off; `None` for an interactive guest.
@@ -53,9 +55,36 @@ impl Default for Machine {
         Self {
             memory_mib: 1024,
             cpus: 2,
+            numa_nodes: 1,
             append: String::new(),
             timeout: Some(Duration::from_secs(300)),
         }
+    }
+}
+
+impl Machine {
+    /// QEMU's words for the NUMA nodes; none for a machine without them.
+    fn numa_arguments(&self) -> Vec<String> {
+        if self.numa_nodes < 2 {
+            return Vec::new();
+        }
+        let mib = self.memory_mib / self.numa_nodes;
+        (0..self.numa_nodes)
+            .flat_map(|node| {
+                let last = self.cpus.saturating_sub(1);
+                let cpus = if node == 0 {
+                    format!(",cpus=0-{last}")
+                } else {
+                    String::new()
+                };
+                [
+                    "-object".to_owned(),
+                    format!("memory-backend-ram,id=node{node},size={mib}M"),
+                    "-numa".to_owned(),
+                    format!("node,nodeid={node},memdev=node{node}{cpus}"),
+                ]
+            })
+            .collect()
     }
 }
 
@@ -156,6 +185,7 @@ impl Guest {
                 "-append",
                 &format!("{KERNEL_COMMAND_LINE} {}", machine.append),
             ]);
+        command.args(machine.numa_arguments());
         for (name, socket) in [("console", &qemu_console), ("port", &qemu_port)] {
             command
                 .args([

@@ -26,7 +26,13 @@ const MARKS_ONLY: Hooks = Hooks {
 const TRIGGER: u32 = 7;
 const MS: u64 = 1_000_000;
 
-fn record<T: Pod>(kind: u16, time_boot_ns: u64, body: &T, sections: &[(u16, &[u8])]) -> Record {
+/// A record as the kernel side writes it.
+pub(in crate::incident) fn record<T: Pod>(
+    kind: u16,
+    time_boot_ns: u64,
+    body: &T,
+    sections: &[(u16, &[u8])],
+) -> Record {
     let mut bytes = vec![0; size_of::<Header>()];
     bytes.extend_from_slice(bytes_of(body));
     for (tag, content) in sections {
@@ -99,6 +105,8 @@ fn mark_of(time: u64, trigger: u32, victim: wire::Task, levels: &[LimitLevel]) -
     let body = MarkVictim {
         victim,
         trigger: task(trigger),
+        in_oom_group: 1,
+        pad: 0,
     };
     let levels = bytemuck::cast_slice(levels);
     let sections = [
@@ -500,6 +508,40 @@ fn with_tracepoints_one_thread_may_trigger_kill_after_kill() {
         let all: Vec<_> = out.closed.iter().map(roles).collect();
         assert_eq!(all, [vec![(20, Role::Chosen)], vec![(21, Role::Chosen)]]);
     }
+}
+
+/// Without `memory.oom.group` each mark is an invocation of its own, even if the victim before has
+/// not been seen to exit.
+#[test]
+fn with_tracepoints_only_a_group_has_several_victims() {
+    let alone = |time, victim| {
+        let body = MarkVictim {
+            victim: task(victim),
+            trigger: task(TRIGGER),
+            in_oom_group: 0,
+            pad: 0,
+        };
+        record(
+            kind::MARK_VICTIM,
+            time,
+            &body,
+            &[(section::VICTIM_PATH, b"c\0")],
+        )
+    };
+    let mut it = Assembler::new(TRACEPOINTS);
+    let mut out = feed(
+        &mut it,
+        [
+            kill(100, TRIGGER, 20),
+            alone(101, 20),
+            kill(102, TRIGGER, 21),
+            alone(103, 21),
+        ],
+    );
+    out.take(it.finish(200));
+    let all: Vec<_> = out.closed.iter().map(roles).collect();
+    assert_eq!(all, [vec![(20, Role::Chosen)], vec![(21, Role::Chosen)]]);
+    assert_eq!(it.kernel_kills(), 2);
 }
 
 /// A pid namespace that goes down signals all in it by the same kind of SIGKILL.

@@ -1,0 +1,367 @@
+//! Scenarios in guests: for each kernel one with all that leave the machine alone, then a small
+//! one for each that does not.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use serde::Deserialize;
+
+use super::programs;
+use super::tally::{Failure, Tally};
+use crate::cache::Cache;
+use crate::cmd::{self, status};
+use crate::vm::kernels::{Kernel, Matrix};
+use crate::vm::qemu::{Machine, Stream};
+use crate::vm::{Job, Vm};
+use crate::workspace::Workspace;
+
+/// Kernels that every change is tested on: old, stable, current, and the newest there is.
+const DEFAULT_KERNELS: [&str; 4] = ["5.10", "6.1", "6.12", "newest"];
+
+/// For a guest to run all scenarios, emulated on a busy machine. Only a hang reaches it.
+const TIMEOUT: Duration = Duration::from_secs(45 * 60);
+
+/// A guest whose memory is to run out has little of it.
+const SMALL_MIB: u32 = 512;
+
+/// Console lines shown with a failed scenario.
+const CONSOLE_LINES: usize = 15;
+
+/// A line of `oomprobe-scenarios list`.
+#[derive(Debug, Deserialize)]
+struct Scenario {
+    #[serde(rename = "scenario")]
+    name: String,
+    needs: BTreeSet<String>,
+    guest_exclusive: bool,
+}
+
+/// A line of `oomprobe-scenarios run`.
+#[derive(Debug, Deserialize)]
+struct Report {
+    #[serde(rename = "scenario")]
+    name: String,
+    outcome: Outcome,
+    reason: Option<String>,
+    seconds: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Outcome {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+/// One guest: what runs in it, in which machine.
+#[derive(Debug)]
+struct Boot<'a> {
+    scenarios: Vec<&'a Scenario>,
+    machine: Machine,
+}
+
+/// Runs the scenarios, or only `wanted` ones, in guests of `kernels`.
+pub(super) fn run(
+    cache: &Cache,
+    workspace: &Workspace,
+    oomprobe: &Path,
+    kernels: &[String],
+    wanted: &[String],
+) -> Result<Tally> {
+    let directory = programs::directory(workspace)?;
+    let scenarios = list(&directory, wanted)?;
+    let vm = Vm::prepare()?;
+    let matrix = Matrix::load()?;
+    let mut tally = Tally::default();
+    for name in names(&matrix, kernels) {
+        let guests = Guests {
+            vm: &vm,
+            kernel: matrix.kernel(cache, &name)?,
+            files: [oomprobe.to_owned()]
+                .into_iter()
+                .chain(PROGRAMS.map(|program| directory.join(program)))
+                .collect(),
+        };
+        for boot in boots(&scenarios) {
+            tally.add(guests.run(&boot));
+        }
+    }
+    Ok(tally)
+}
+
+/// Programs of the test crate that run in a guest.
+const PROGRAMS: [&str; 2] = ["oomprobe-scenarios", "oomprobe-hog"];
+
+/// What `default` and `all` stand for.
+fn names(matrix: &Matrix, kernels: &[String]) -> Vec<String> {
+    kernels
+        .iter()
+        .flat_map(|kernel| match kernel.as_str() {
+            "default" => DEFAULT_KERNELS.map(str::to_owned).to_vec(),
+            "all" => matrix
+                .series
+                .iter()
+                .map(|series| series.label.clone())
+                .collect(),
+            one => vec![one.to_owned()],
+        })
+        .collect()
+}
+
+fn list(directory: &Path, wanted: &[String]) -> Result<Vec<Scenario>> {
+    let json = cmd::output(Command::new(directory.join("oomprobe-scenarios")).arg("list"))?;
+    let all = json
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<Vec<Scenario>, _>>()
+        .context("what `oomprobe-scenarios list` prints")?;
+    if let Some(unknown) = wanted
+        .iter()
+        .find(|name| all.iter().all(|scenario| scenario.name != **name))
+    {
+        bail!("no scenario is called {unknown}");
+    }
+    Ok(all
+        .into_iter()
+        .filter(|scenario| wanted.is_empty() || wanted.contains(&scenario.name))
+        .collect())
+}
+
+fn boots(scenarios: &[Scenario]) -> Vec<Boot<'_>> {
+    let (alone, together): (Vec<_>, Vec<_>) = scenarios
+        .iter()
+        .partition(|scenario| scenario.guest_exclusive);
+    let mut boots = Vec::new();
+    if !together.is_empty() {
+        boots.push(Boot {
+            scenarios: together,
+            machine: Machine {
+                timeout: Some(TIMEOUT),
+                ..Machine::default()
+            },
+        });
+    }
+    boots.extend(alone.into_iter().map(|scenario| Boot {
+        scenarios: vec![scenario],
+        machine: Machine {
+            memory_mib: SMALL_MIB,
+            numa_nodes: if scenario.needs.contains("SecondNode") {
+                2
+            } else {
+                1
+            },
+            timeout: Some(TIMEOUT),
+            ..Machine::default()
+        },
+    }));
+    boots
+}
+
+/// Guests of one kernel.
+struct Guests<'a> {
+    vm: &'a Vm,
+    kernel: Kernel,
+    /// Programs of this machine for `/bin`.
+    files: Vec<PathBuf>,
+}
+
+impl Guests<'_> {
+    /// Runs one guest to its end, telling each result as it comes.
+    fn run(&self, boot: &Boot<'_>) -> Tally {
+        let label = &self.kernel.label;
+        status(
+            "Booting",
+            format_args!(
+                "{label}, {} MiB, {} NUMA node(s): {} scenario(s)",
+                boot.machine.memory_mib,
+                boot.machine.numa_nodes,
+                boot.scenarios.len()
+            ),
+        );
+        let mut results = Results::default();
+        let job = self.job(boot);
+        let ended = job.and_then(|job| {
+            self.vm.lines(&self.kernel, &job, &mut |stream, line| {
+                if let Some(report) = results.take(stream, line) {
+                    tell(label, report);
+                }
+            })
+        });
+        let trouble = match ended {
+            Err(error) => Some(format!("{error:#}")),
+            Ok(status) if status.success() || results.any_failed() => None,
+            Ok(status) => Some(format!("oomprobe-scenarios: {status}")),
+        };
+        let mut tally = Tally::default();
+        for report in &results.reports {
+            match report.outcome {
+                Outcome::Passed => tally.passed += 1,
+                Outcome::Skipped => tally.skipped += 1,
+                Outcome::Failed => tally.failed.push(self.failure(boot, report, &results)),
+            }
+        }
+        // A scenario without a report was under way, or due, when the guest went down.
+        let unreported = boot
+            .scenarios
+            .iter()
+            .find(|scenario| !results.has(&scenario.name));
+        if let Some(trouble) = trouble.or_else(|| unreported.map(|_| "no result".to_owned())) {
+            let name = unreported.map_or("shared_tracer_ends_cleanly", |s| s.name.as_str());
+            let why = format!("{trouble}\n{}", results.stderr());
+            tally.add(Tally::check(
+                &format!("{name} on kernel {label}"),
+                &self.again(unreported.map(|scenario| scenario.name.as_str())),
+                Err(anyhow!(why)),
+            ));
+        }
+        tally
+    }
+
+    fn job(&self, boot: &Boot<'_>) -> Result<Job> {
+        let mut argv = vec!["oomprobe-scenarios", "run", "--guest"];
+        let names: Vec<&str> = boot.scenarios.iter().map(|s| s.name.as_str()).collect();
+        let only = names.join(",");
+        argv.extend(["--oomprobe", "/bin/oomprobe", "--only", &only]);
+        let mut job = Job::new(argv);
+        job.machine = boot.machine.clone();
+        for file in &self.files {
+            let name = file.file_name().context("a program without a name")?;
+            let guest = format!("bin/{}", name.to_string_lossy());
+            job.files.push((file.clone(), guest));
+        }
+        Ok(job)
+    }
+
+    fn failure(&self, boot: &Boot<'_>, report: &Report, results: &Results) -> Failure {
+        let console = self.vm.console_log(&self.kernel);
+        let text = std::fs::read(&console).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = lines[lines.len().saturating_sub(CONSOLE_LINES)..].join("\n  | ");
+        let known = boot
+            .scenarios
+            .iter()
+            .find(|scenario| scenario.name == report.name);
+        Failure {
+            what: format!("{} on kernel {}", report.name, self.kernel.label),
+            why: format!(
+                "{}\n{}the end of the console, {}:\n  | {tail}",
+                report.reason.as_deref().unwrap_or("no reason given"),
+                results.stderr(),
+                console.display(),
+            ),
+            rerun: self.again(known.map(|scenario| scenario.name.as_str())),
+        }
+    }
+
+    /// The command that repeats one scenario, or all.
+    fn again(&self, scenario: Option<&str>) -> String {
+        let label = &self.kernel.label;
+        let filter = scenario.map_or(String::new(), |name| format!(" --scenario {name}"));
+        format!("cargo xtask test --only guests --kernels {label}{filter}")
+    }
+}
+
+fn tell(label: &str, report: &Report) {
+    let verb = match report.outcome {
+        Outcome::Passed => "Passed",
+        Outcome::Failed => "Failed",
+        Outcome::Skipped => "Skipped",
+    };
+    let reason = report.reason.as_deref().unwrap_or_default();
+    let first_line = reason.lines().next().unwrap_or_default();
+    let short: String = first_line.chars().take(160).collect();
+    status(
+        verb,
+        format_args!("{label} {} ({:.1} s) {short}", report.name, report.seconds),
+    );
+}
+
+/// What a guest has said so far.
+#[derive(Debug, Default)]
+struct Results {
+    reports: Vec<Report>,
+    stderr: Vec<u8>,
+}
+
+impl Results {
+    /// Takes a line of output; the report if it is one.
+    fn take(&mut self, stream: Stream, line: &[u8]) -> Option<&Report> {
+        match stream {
+            Stream::Stdout => {
+                // The last line is a sentence with the totals.
+                self.reports.push(serde_json::from_slice(line).ok()?);
+                self.reports.last()
+            }
+            Stream::Stderr => {
+                self.stderr.extend_from_slice(line);
+                self.stderr.push(b'\n');
+                None
+            }
+        }
+    }
+
+    fn has(&self, scenario: &str) -> bool {
+        self.reports.iter().any(|report| report.name == scenario)
+    }
+
+    fn any_failed(&self) -> bool {
+        self.reports
+            .iter()
+            .any(|report| report.outcome == Outcome::Failed)
+    }
+
+    fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scenario(name: &str, needs: &[&str], guest_exclusive: bool) -> Scenario {
+        Scenario {
+            name: name.to_owned(),
+            needs: needs.iter().map(|&need| need.to_owned()).collect(),
+            guest_exclusive,
+        }
+    }
+
+    #[test]
+    fn those_that_disturb_have_a_guest_of_their_own() {
+        let all = [
+            scenario("a", &[], false),
+            scenario("node", &["Guest"], true),
+            scenario("b", &[], false),
+            scenario("numa", &["SecondNode"], true),
+        ];
+        let boots = boots(&all);
+        let names: Vec<Vec<&str>> = boots
+            .iter()
+            .map(|boot| boot.scenarios.iter().map(|s| s.name.as_str()).collect())
+            .collect();
+        assert_eq!(names, [vec!["a", "b"], vec!["node"], vec!["numa"]]);
+        let nodes: Vec<u32> = boots.iter().map(|boot| boot.machine.numa_nodes).collect();
+        assert_eq!(nodes, [1, 1, 2]);
+    }
+
+    #[test]
+    fn reports_are_told_from_totals_and_from_stderr() {
+        let mut results = Results::default();
+        let line = br#"{"scenario":"a","outcome":"failed","reason":"x","seconds":1.5}"#;
+        assert!(results.take(Stream::Stderr, line).is_none());
+        assert!(!results.any_failed());
+        assert!(results.take(Stream::Stdout, line).is_some());
+        assert!(
+            results
+                .take(Stream::Stdout, b"0 passed, 1 failed, 0 skipped")
+                .is_none()
+        );
+        assert!(results.any_failed() && results.has("a") && !results.has("b"));
+    }
+}
