@@ -140,6 +140,10 @@ const MARK_NEEDS_TASK: Option<Need> = Some(Need {
 
 /// Every signal with its rungs, best first, in the order of attachment: what tells of the end of
 /// a kill comes before what tells of its start, so that none is seen only in part.
+///
+/// A raw tracepoint comes before the same one with typed arguments: for each load of a pointer
+/// through a typed one, the verifier may search all of the kernel's types by name
+/// (`btf_nested_type_is_trusted()`), which makes a typed program take some 50 ms to load.
 pub const LADDER: &[(Signal, &[Rung])] = &[
     (
         Signal::CgroupChange,
@@ -162,8 +166,8 @@ pub const LADDER: &[(Signal, &[Rung])] = &[
     (
         Signal::VictimExit,
         &[
-            rung(&[("exit_tb", Hook::TpBtf("sched_process_exit"))]),
             rung(&[("exit_rt", Hook::RawTp("sched_process_exit"))]),
+            rung(&[("exit_tb", Hook::TpBtf("sched_process_exit"))]),
         ],
     ),
     (
@@ -186,19 +190,19 @@ pub const LADDER: &[(Signal, &[Rung])] = &[
     (
         Signal::KernelKill,
         &[
-            rung(&[("kill_tb", Hook::TpBtf("signal_generate"))]),
             rung(&[("kill_rt", Hook::RawTp("signal_generate"))]),
+            rung(&[("kill_tb", Hook::TpBtf("signal_generate"))]),
         ],
     ),
     (
         Signal::VictimMark,
         &[
             Rung {
-                programs: &[("mark_tb", Hook::TpBtf("mark_victim"))],
+                programs: &[("mark_rt", Hook::RawTp("mark_victim"))],
                 needs: MARK_NEEDS_TASK,
             },
             Rung {
-                programs: &[("mark_rt", Hook::RawTp("mark_victim"))],
+                programs: &[("mark_tb", Hook::TpBtf("mark_victim"))],
                 needs: MARK_NEEDS_TASK,
             },
             rung(&[("mark_fe", Hook::FEntry("mark_oom_victim"))]),

@@ -1,6 +1,6 @@
 //! Loads the BPF object and, signal by signal, the first rung of the ladder the kernel takes.
 
-use std::{io, mem::size_of};
+use std::{io, mem::size_of, path::Path};
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
@@ -21,6 +21,16 @@ static OBJECT: &[u8] =
 
 /// Lines of the verifier's log that a refusal carries; the decisive one is near the end.
 const VERIFIER_LINES: usize = 6;
+
+/// Looked for before a kprobe program is loaded: the verifier takes up to 100 ms for one that
+/// could not be attached.
+const KPROBE_PMU: &str = "/sys/bus/event_source/devices/kprobe/type";
+
+const NO_KPROBES: &str = "this kernel has no kprobes (CONFIG_KPROBE_EVENTS)";
+
+/// First guess at the bytes of one pass over the candidates, some 500 processes: `read_to_end()`
+/// starts with 32 bytes otherwise, and each read has the kernel set up its walk again.
+const CANDIDATES_BYTES: usize = 64 << 10;
 
 /// Most candidates read in one pass: bounds memory on a node with very many processes.
 const MAX_CANDIDATES: usize = 65_536;
@@ -188,7 +198,7 @@ impl Probe {
             .map_err(io::Error::other)?
             .into_file()
             .map_err(io::Error::other)?;
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(CANDIDATES_BYTES);
         let most = (MAX_CANDIDATES * size_of::<wire::Task>()) as u64;
         io::Read::read_to_end(&mut io::Read::take(file, most), &mut bytes)?;
         Ok(bytes
@@ -272,6 +282,7 @@ fn try_rung(ebpf: &mut Ebpf, btf: &Btf, layout: &KernelLayout, rung: &Rung) -> R
     }
     for (index, (name, hook)) in rung.programs.iter().enumerate() {
         let result = match ebpf.program_mut(name) {
+            _ if is_kprobe(*hook) && !Path::new(KPROBE_PMU).exists() => Err(NO_KPROBES.to_owned()),
             Some(program) => attach(program, *hook, btf).map_err(|error| reason(&error)),
             None => Err(format!("the BPF object has no program {name}")),
         };
@@ -285,6 +296,11 @@ fn try_rung(ebpf: &mut Ebpf, btf: &Btf, layout: &KernelLayout, rung: &Rung) -> R
         }
     }
     Ok(())
+}
+
+/// Whether attaching takes the kernel's kprobe PMU.
+fn is_kprobe(hook: Hook) -> bool {
+    matches!(hook, Hook::KProbe(_) | Hook::KRetProbe(_))
 }
 
 fn attach(program: &mut Program, hook: Hook, btf: &Btf) -> Result<(), ProgramError> {

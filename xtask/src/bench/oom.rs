@@ -143,6 +143,7 @@ fn measure(args: &OomArgs, oomprobe: &Path) -> Result<Measured> {
     latencies(&mut measured, programs, &scratch)?;
     costs(&mut measured, programs, &scratch)?;
     run_times(&mut measured, programs, &scratch)?;
+    measured.machine.push(("load after", load()?));
     Ok(measured)
 }
 
@@ -472,13 +473,17 @@ fn machine(scratch: &Scratch) -> Result<Vec<(&'static str, String)>> {
             after(&read("/proc/meminfo")?, "MemTotal").unwrap_or_default(),
         ),
         ("memory cgroup", scratch.version.to_owned()),
+        ("load before", load()?),
         (
-            "load before",
-            read("/proc/loadavg")?
-                .split(' ')
-                .take(3)
-                .collect::<Vec<_>>()
-                .join(" "),
+            "niceness of all of it",
+            cmd::output(&mut Command::new("nice"))?.trim().to_owned(),
         ),
     ])
+}
+
+/// Mean number of runnable processes over the last 1, 5 and 15 minutes.
+fn load() -> Result<String> {
+    let text = fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
+    let load: Vec<&str> = text.split(' ').take(3).collect();
+    Ok(load.join(" "))
 }

@@ -247,6 +247,8 @@ fn explain(text: &mut String, measured: &Measured) -> std::fmt::Result {
         "
 ## What is measured
 
+- The latencies are those of a machine with the load given above: where others use its CPUs, both
+  tools wait for one.
 - **A kill** is a process that takes more memory than its scratch cgroup (8 MiB) may have. It
   is killed when the kernel fires `oom:mark_victim`: the time is the one that bpftrace's program
   takes there (`nsecs`, the boot clock), for both tools alike; where a tool runs alone, the one
