@@ -77,7 +77,7 @@ pub(crate) struct KernelSupportArgs {
 struct Report {
     facts: Facts,
     layout: Vec<Field>,
-    signals: Vec<Signal>,
+    signals: Vec<SignalRow>,
     error: Option<String>,
 }
 
@@ -100,7 +100,7 @@ struct Field {
 }
 
 #[derive(Debug, Deserialize)]
-struct Signal {
+struct SignalRow {
     signal: String,
     hook: Option<String>,
     without: Option<String>,
@@ -176,7 +176,7 @@ fn document(examined: &[Examined]) -> String {
     out
 }
 
-fn served(examined: &[Examined], signals: &[Signal]) -> String {
+fn served(examined: &[Examined], signals: &[SignalRow]) -> String {
     let mut out = format!("{SIGNALS}\n| kernel | release | cgroup |");
     for signal in signals {
         let _ = write!(out, " {} |", signal.signal);
@@ -203,7 +203,7 @@ fn served(examined: &[Examined], signals: &[Signal]) -> String {
     out
 }
 
-fn ladder(signals: &[Signal]) -> String {
+fn ladder(signals: &[SignalRow]) -> String {
     let mut out = format!("{LADDER}\n| signal | hooks, best first |\n|---|---|\n");
     for signal in signals {
         let hooks: Vec<String> = signal
@@ -309,7 +309,7 @@ mod tests {
                 field: "a__b".to_owned(),
                 reason: Some("no b".to_owned()),
             }],
-            signals: vec![Signal {
+            signals: vec![SignalRow {
                 signal: "mark".to_owned(),
                 hook: hook.map(ToOwned::to_owned),
                 without: None,
