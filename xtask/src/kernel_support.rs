@@ -77,7 +77,7 @@ pub(crate) struct KernelSupportArgs {
 struct Report {
     facts: Facts,
     layout: Vec<Field>,
-    signals: Vec<Signal>,
+    signals: Vec<SignalRow>,
     error: Option<String>,
 }
 
@@ -100,9 +100,8 @@ struct Field {
 }
 
 #[derive(Debug, Deserialize)]
-struct Signal {
-    #[serde(rename = "signal")]
-    name: String,
+struct SignalRow {
+    signal: String,
     hook: Option<String>,
     without: Option<String>,
     rungs: Vec<Rung>,
@@ -177,10 +176,10 @@ fn document(examined: &[Examined]) -> String {
     out
 }
 
-fn served(examined: &[Examined], signals: &[Signal]) -> String {
+fn served(examined: &[Examined], signals: &[SignalRow]) -> String {
     let mut out = format!("{SIGNALS}\n| kernel | release | cgroup |");
     for signal in signals {
-        let _ = write!(out, " {} |", signal.name);
+        let _ = write!(out, " {} |", signal.signal);
     }
     let _ = writeln!(out, "\n|---|---|---|{}", "---|".repeat(signals.len()));
     for (name, report) in examined {
@@ -192,7 +191,7 @@ fn served(examined: &[Examined], signals: &[Signal]) -> String {
             .map_or("?", |found| &found.mode);
         let _ = write!(out, "| {name} | {release} | {cgroup} |");
         for signal in signals {
-            let same = report.signals.iter().find(|s| s.name == signal.name);
+            let same = report.signals.iter().find(|s| s.signal == signal.signal);
             let hook = same.and_then(|signal| signal.hook.as_deref());
             let kind = hook.map_or("–", |hook| {
                 hook.split_once(':').map_or(hook, |(kind, _)| kind)
@@ -204,7 +203,7 @@ fn served(examined: &[Examined], signals: &[Signal]) -> String {
     out
 }
 
-fn ladder(signals: &[Signal]) -> String {
+fn ladder(signals: &[SignalRow]) -> String {
     let mut out = format!("{LADDER}\n| signal | hooks, best first |\n|---|---|\n");
     for signal in signals {
         let hooks: Vec<String> = signal
@@ -212,7 +211,7 @@ fn ladder(signals: &[Signal]) -> String {
             .iter()
             .map(|rung| format!("`{}`", rung.hook))
             .collect();
-        let _ = writeln!(out, "| {} | {} |", signal.name, hooks.join(", "));
+        let _ = writeln!(out, "| {} | {} |", signal.signal, hooks.join(", "));
     }
     out
 }
@@ -310,8 +309,8 @@ mod tests {
                 field: "a__b".to_owned(),
                 reason: Some("no b".to_owned()),
             }],
-            signals: vec![Signal {
-                name: "mark".to_owned(),
+            signals: vec![SignalRow {
+                signal: "mark".to_owned(),
                 hook: hook.map(ToOwned::to_owned),
                 without: None,
                 rungs: vec![Rung {

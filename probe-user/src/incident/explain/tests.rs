@@ -71,8 +71,11 @@ fn decision_of(order: i32, constraint: u32, path: &str) -> Record {
 
 fn end(chosen: u32, limit_cgroup_id: u64) -> Record {
     let body = OomEnd {
+        trigger: task(7),
         trigger_tid: 7,
         chosen,
+        // CONSTRAINT_MEMCG.
+        constraint: if limit_cgroup_id == 0 { 0 } else { 3 },
         limit_cgroup_id,
         ..OomEnd::zeroed()
     };
@@ -315,6 +318,8 @@ fn nothing_killable_under_a_limit_is_no_node_oom() {
         (Outcome::NothingKillable, Some(Constraint::Memcg))
     );
     assert_eq!(event.scope, Scope::Unknown);
+    let trigger = event.trigger.and_then(|trigger| trigger.process.pid);
+    assert_eq!(trigger, Some(7));
 }
 
 #[test]
