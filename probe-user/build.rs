@@ -10,7 +10,11 @@ const REBUILD: &str = "run `cargo xtask build-ebpf`";
 
 fn main() {
     match check() {
-        Ok(object_sha256) => println!("cargo::rustc-env=OOMPROBE_BPF_SHA256={object_sha256}"),
+        Ok(object_sha256) => {
+            // As much as tells one object from another, for `--version`.
+            let short = object_sha256.get(..12).unwrap_or(&object_sha256);
+            println!("cargo::rustc-env=OOMPROBE_BPF_ID={short}");
+        }
         // Fails the build with just this sentence; an exit code would add a dump of all output.
         Err(problem) => println!("cargo::error={problem}"),
     }

@@ -305,6 +305,11 @@ record! {
         victim: Task,
         /// Current.
         trigger: Task,
+        /// 1 if the victim's memcg or an ancestor of it has `memory.oom.group` set: the kill may
+        /// take others along.
+        in_oom_group: u32,
+        /// Zero.
+        pad: u32,
     }
 }
 

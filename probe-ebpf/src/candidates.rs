@@ -4,13 +4,14 @@
 //! (kernel/bpf/task_iter.c). One [`wire::Task`] per process, more if its leader
 //! has exited, is written to the iterator's file.
 
-use core::{ffi::c_void, mem::zeroed};
+use core::{ffi::c_void, mem::zeroed, ptr::write};
 
 use aya_ebpf::{bindings::seq_file, helpers::generated::bpf_seq_write};
 use probe_common::wire;
 
 use crate::{
     kernel::{Task, Typed},
+    maps::{SCRATCH, Slot},
     record::describe,
 };
 
@@ -48,12 +49,25 @@ extern "C" fn candidates(ctx: *mut c_void) -> i32 {
     if task.pid() != task.tgid() && task.group_leader().and_then(Task::mm).is_some() {
         return 0;
     }
-    // SAFETY: integers only.
-    let mut out: wire::Task = unsafe { zeroed() };
-    describe(task, &mut out);
-    // SAFETY: the buffer is a local of that size.
+    let Some(out) = SCRATCH.get_ptr_mut(Slot::Candidate as u32) else {
+        return 0;
+    };
+    // SAFETY: the buffer is larger than a task, aligned, and this CPU's own while the program runs;
+    // all-zero is a valid task (integers only). Not on the stack, which the verifier would track
+    // byte by byte through every way to fill it.
+    let out = unsafe {
+        let out = out.cast::<wire::Task>();
+        write(out, zeroed());
+        &mut *out
+    };
+    describe(task, out);
+    // SAFETY: the buffer is of that size.
     unsafe {
-        bpf_seq_write(seq, (&raw const out).cast(), size_of::<wire::Task>() as u32);
+        bpf_seq_write(
+            seq,
+            core::ptr::from_mut(out).cast(),
+            size_of::<wire::Task>() as u32,
+        );
     }
     0
 }

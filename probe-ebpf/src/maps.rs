@@ -34,7 +34,7 @@ pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.len(
 /// Where a record is put together. One slot per [`Slot`], as programs of different slots may
 /// interrupt each other on one CPU; a program never interrupts itself.
 #[map]
-pub static SCRATCH: PerCpuArray<[u8; SCRATCH_LEN]> = PerCpuArray::with_max_entries(3, 0);
+pub static SCRATCH: PerCpuArray<[u8; SCRATCH_LEN]> = PerCpuArray::with_max_entries(4, 0);
 
 /// Slots of [`SCRATCH`].
 #[derive(Clone, Copy)]
@@ -45,6 +45,8 @@ pub enum Slot {
     Kill = 1,
     /// Exits and cgroup life cycle.
     Other = 2,
+    /// The task iterator.
+    Candidate = 3,
 }
 
 /// Processes whose exit is of interest, by process id; least recently used are given up first.

@@ -9,10 +9,13 @@ use aya_ebpf::{
     macros::{btf_tracepoint, fentry, kprobe, raw_tracepoint},
     programs::{BtfTracePointContext, FEntryContext, ProbeContext, RawTracePointContext},
 };
-use probe_common::wire::{Loss, MarkVictim, kind, section, source};
+use probe_common::{
+    limits::MAX_LIMIT_LEVELS,
+    wire::{Loss, MarkVictim, kind, section, source},
+};
 
 use crate::{
-    kernel::{Access, Probed, Task, Typed},
+    kernel::{Access, Probed, Task, Typed, layout},
     maps::{CRITICAL, SETTINGS, Slot, VICTIMS, lost},
     oom_kill_process::stack,
     record::{Record, describe, describe_ids, memory_kernfs, other_dfl_kernfs},
@@ -60,6 +63,7 @@ fn body<A: Access>(ctx: &impl EbpfContext, task: *const u8, source: u32) {
     {
         lost(Loss::VictimMapFull);
     }
+    out.in_oom_group = in_oom_group(victim);
     let trigger = Task::<Probed>::current();
     if let Some(trigger) = trigger {
         describe_ids(trigger, &mut out.trigger);
@@ -78,4 +82,20 @@ fn body<A: Access>(ctx: &impl EbpfContext, task: *const u8, source: u32) {
     }
     record.path(section::VICTIM_DFL_PATH, other_dfl_kernfs(victim));
     record.send(&CRITICAL, Loss::CriticalRingFull);
+}
+
+/// Whether the memcg of `task` or one above has `memory.oom.group`, 0 or 1.
+#[inline(always)]
+fn in_oom_group<A: Access>(task: Task<A>) -> u32 {
+    let mut memcg = task.memory_css().and_then(|css| css.memcg());
+    let mut any = 0u32;
+    for _ in 0..MAX_LIMIT_LEVELS {
+        let Some(this) = memcg else { break };
+        any |= u32::from(
+            this.field::<u8>(layout!(mem_cgroup__oom_group))
+                .unwrap_or(0),
+        );
+        memcg = this.parent();
+    }
+    u32::from(any != 0)
 }

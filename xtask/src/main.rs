@@ -1,10 +1,12 @@
 //! Builds, runs, tests and measures oomprobe.
 
 mod apt_sources;
+mod bench;
 mod cache;
 mod cmd;
 mod debian;
 mod ebpf;
+mod kernel_support;
 mod lint;
 mod rustc_wrapper;
 #[path = "../../probe-user/bpf/sources.rs"]
@@ -46,6 +48,10 @@ enum Verb {
     Run(user::RunArgs),
     /// Run a command, or a shell, in a guest of any kernel of the matrix
     Vm(vm::VmArgs),
+    /// Try every hook on every kernel of the matrix and write docs/kernel-support.md
+    KernelSupport(kernel_support::KernelSupportArgs),
+    /// Measure oomprobe beside other tools and write docs/benchmarks.md
+    Bench(bench::BenchArgs),
     /// Check format, lints, documentation and dependencies
     Lint,
     /// Run all that a change must pass
@@ -80,6 +86,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
         }
         Verb::Run(args) => return user::run(&cache, &args),
         Verb::Vm(args) => return vm::vm(&cache, args),
+        Verb::KernelSupport(args) => kernel_support::run(&cache, &args)?,
+        Verb::Bench(args) => bench::run(&args)?,
         Verb::Lint => lint::all(&cache)?,
         Verb::Test(args) => return test::run(&cache, &args),
     }

@@ -77,7 +77,10 @@ pub fn run(args: &Args, common: Common) -> anyhow::Result<ExitCode> {
         heartbeat: Duration::ZERO,
         duration: Some(PATIENCE),
         count: Some(1),
-        filter: Filter::default(),
+        filter: Filter {
+            cgroup: Some(scratch.path.clone()),
+            ..Filter::default()
+        },
     };
     eprintln!(
         "oomprobe demo: a process allocates in {} until its limit of {} MiB kills it",

@@ -29,7 +29,7 @@ pub mod exit {
 #[derive(Debug, Parser)]
 #[command(
     name = "oomprobe",
-    version = concat!(env!("CARGO_PKG_VERSION"), " (bpf ", env!("OOMPROBE_BPF_SHA256"), ")"),
+    version = concat!(env!("CARGO_PKG_VERSION"), " (bpf ", env!("OOMPROBE_BPF_ID"), ")"),
     max_term_width = 100,
     after_help = "\
 Examples:
@@ -129,7 +129,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version go to stdout and are no failure.
+            // Help and version go to stdout and are no failure; a closed stdout is none either.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { exit::USAGE } else { 0 });
         }
@@ -210,7 +210,8 @@ fn ended(ending: Ending) -> ExitCode {
     }
 }
 
-/// What tracing cannot do without, said before anything is tried; `None` if nothing is missing.
+/// What tracing cannot do without, said before anything is tried, with its remedy; `None` if nothing
+/// is missing.
 fn obstacle(common: &Common) -> Option<String> {
     let facts = Facts::gather(&Roots {
         proc: common.host_root.join("proc"),

@@ -59,6 +59,7 @@ pub fn run(args: Args, common: Common) -> anyhow::Result<ExitCode> {
             pod: args.pod,
             namespace: args.namespace,
             container: args.container,
+            cgroup: None,
         },
     };
     let ending = match Output::or_default(args.output) {

@@ -6,6 +6,7 @@
 
 mod outbox;
 mod reconcile;
+mod symbols;
 
 use std::{
     collections::BTreeMap,
@@ -18,6 +19,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use probe_common::wire::Loss as WireLoss;
 use tokio::{
+    signal::unix::{Signal as UnixSignal, SignalKind},
     task::{JoinSet, LocalSet},
     time::{Instant, MissedTickBehavior, interval},
 };
@@ -25,9 +27,10 @@ use tokio::{
 pub use outbox::Ending;
 use outbox::Outbox;
 use reconcile::Reconciler;
+use symbols::Symbols;
 
 use crate::{
-    event::{self, Body, Heartbeat, Host, Loss, ProbeStatus, SignalStatus},
+    event::{self, Body, Heartbeat, Host, Loss, OomOutcome, ProbeStatus, SignalStatus},
     identity::{
         hierarchy::{self, Hierarchies},
         names::Resolver,
@@ -36,7 +39,7 @@ use crate::{
     },
     incident::{
         assemble::{Assembler, Hooks, Incident, Step},
-        evidence::{Collector, Evidence},
+        evidence::{Collector, Evidence, LimitOwner},
         explain::{self, Context},
         who::{DEADLINE, Identities},
     },
@@ -64,8 +67,8 @@ use crate::{
 /// How often counters are read and compared.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Kernel stacks whose frames are remembered by address.
-const MAX_FRAMES: usize = 4096;
+/// Longer than any run; the clock cannot count all that a user may ask for.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// What the user chose.
 #[derive(Clone, Debug)]
@@ -93,6 +96,8 @@ pub struct Filter {
     pub namespace: Option<String>,
     /// `k8s.container.name`, or a container id or the start of one.
     pub container: Option<String>,
+    /// Path of a cgroup that a victim must be in.
+    pub cgroup: Option<String>,
 }
 
 impl Filter {
@@ -119,11 +124,18 @@ impl Filter {
 
     /// Whether a victim of the kill, or the owner of the limit, is wanted.
     fn wants_kill(&self, kill: &event::OomKill) -> bool {
-        self.is_empty()
-            || kill
-                .victims
-                .iter()
-                .any(|v| self.wants(v.k8s.as_ref(), v.container.as_ref()))
+        let in_cgroup = self.cgroup.is_none()
+            || kill.victims.iter().any(|victim| {
+                let cgroup = victim.cgroup.as_ref();
+                cgroup.and_then(|cgroup| cgroup.path.as_ref()) == self.cgroup.as_ref()
+            });
+        in_cgroup && (self.is_empty() || self.wants_pod(kill))
+    }
+
+    fn wants_pod(&self, kill: &event::OomKill) -> bool {
+        kill.victims
+            .iter()
+            .any(|v| self.wants(v.k8s.as_ref(), v.container.as_ref()))
             || kill
                 .limit
                 .as_ref()
@@ -145,20 +157,22 @@ pub fn run<S: Sink + Send + 'static>(
         .context("cannot start the runtime")?;
     let local = LocalSet::new();
     let result = local.block_on(&runtime, async move {
+        // Before the first event says that we are ready: from then on a signal means "drain".
+        let stop = Stop::new()?;
         let daemon = Daemon::start(options, sink)?;
         ready();
-        daemon.follow().await
+        daemon.follow(stop).await
     });
     // A look-up that hangs on a dead disk must not hold up the end.
     runtime.shutdown_background();
     result
 }
 
-/// An event under way to the sink, made by a look-up task.
+/// An `oom_kill` event with the names that a look-up task found.
 struct Made {
-    body: Body,
+    number: u64,
     boot_ns: u64,
-    wanted: bool,
+    kill: event::OomKill,
 }
 
 struct Daemon {
@@ -170,14 +184,14 @@ struct Daemon {
     assembler: Assembler,
     collector: Collector,
     evidence: Option<(u64, Evidence)>,
-    /// By incident: usage at the decision, the limit's path, and whether its event was wanted.
+    /// By incident, from its `oom_kill` to its `oom_outcome`.
     watched: BTreeMap<u64, Watched>,
     tree: Option<Tree>,
     hierarchies: Option<Hierarchies>,
     resolver: Rc<Resolver>,
     node_name: Option<String>,
     context: Rc<Context>,
-    frames: BTreeMap<u64, Option<String>>,
+    symbols: Rc<Symbols>,
     outbox: Outbox,
     reconciler: Reconciler,
     looking_up: JoinSet<Made>,
@@ -190,7 +204,12 @@ struct Daemon {
 struct Watched {
     usage_bytes: Option<u64>,
     limit_path: Option<Vec<u8>>,
-    wanted: bool,
+    /// The first process of a container is among the victims.
+    container_died: bool,
+    /// Whether the `oom_kill` was written; `None` while its names are looked up.
+    wanted: Option<bool>,
+    /// The outcome, if it was known first.
+    outcome: Option<(OomOutcome, u64)>,
 }
 
 impl Daemon {
@@ -230,6 +249,9 @@ impl Daemon {
             clock: BootClock::now(),
             page_bytes: u64::try_from(rustix::param::page_size()).unwrap_or(4096),
             boot_id: host::boot_id(&proc).ok(),
+            memory_hierarchy: hierarchies
+                .as_ref()
+                .map_or(hierarchy::UNIFIED, |found| found.memory.hierarchy),
             hooks: probe
                 .served
                 .iter()
@@ -250,7 +272,12 @@ impl Daemon {
 
         let critical = Reader::new(probe.take_critical()?)?;
         let bulk = Reader::new(probe.take_bulk()?)?;
-        set_per_cpu(&mut probe);
+        let table = Path::new(kallsyms::KALLSYMS);
+        let (symbols, per_cpu_offset) = Symbols::warm(table, "__per_cpu_offset");
+        if let Some(address) = per_cpu_offset {
+            // Without it rss is approximate, which every event says of itself.
+            let _ = probe.set_per_cpu(address);
+        }
         Ok(Self {
             started,
             critical: Some(critical),
@@ -266,7 +293,7 @@ impl Daemon {
             )),
             node_name,
             context,
-            frames: BTreeMap::new(),
+            symbols: Rc::new(symbols),
             outbox,
             reconciler: Reconciler::new(vmstat, now),
             hierarchies,
@@ -279,9 +306,7 @@ impl Daemon {
         })
     }
 
-    async fn follow(mut self) -> anyhow::Result<Ending> {
-        let mut interrupt = signal(tokio::signal::unix::SignalKind::interrupt())?;
-        let mut terminate = signal(tokio::signal::unix::SignalKind::terminate())?;
+    async fn follow(mut self, mut stop: Stop) -> anyhow::Result<Ending> {
         let resolver = Rc::clone(&self.resolver);
         tokio::task::spawn_local(async move {
             // Only warms a cache: failures show with the names that are then missing.
@@ -289,17 +314,17 @@ impl Daemon {
         });
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let mut heartbeat = interval(self.options.heartbeat.max(Duration::from_millis(1)));
+        let period = self.options.heartbeat;
+        let mut heartbeat = interval(period.clamp(Duration::from_millis(1), FOREVER));
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Skip);
         heartbeat.reset();
         let beats = !self.options.heartbeat.is_zero();
         let end = self
             .options
             .duration
-            .map(|duration| self.started + duration);
-        let (mut critical, mut bulk) = match (self.critical.take(), self.bulk.take()) {
-            (Some(critical), Some(bulk)) => (critical, bulk),
-            _ => anyhow::bail!("the rings were taken already"),
+            .map(|duration| self.started + duration.min(FOREVER));
+        let (Some(mut critical), Some(mut bulk)) = (self.critical.take(), self.bulk.take()) else {
+            anyhow::bail!("the rings were taken already");
         };
         let (mut records, mut rates) = (Vec::<Bytes>::new(), Vec::<Bytes>::new());
         while !self.enough() {
@@ -309,6 +334,8 @@ impl Daemon {
             tokio::select! {
                 biased;
                 () = self.outbox.closed() => break,
+                () = stop.requested() => break,
+                () = sleep_until(end) => break,
                 read = critical.read(&mut records) => {
                     read.context("cannot read the ring of kills")?;
                     self.take(&mut records);
@@ -320,15 +347,15 @@ impl Daemon {
                 Some(made) = self.looking_up.join_next(), if !self.looking_up.is_empty() => {
                     self.made(made);
                 }
+                _ = tick.tick() => {
+                    self.collector.follow_log();
+                    self.count_losses();
+                }
+                _ = heartbeat.tick(), if beats => self.beat(),
                 read = bulk.read(&mut rates) => {
                     read.context("cannot read the ring of rates")?;
                     self.take(&mut rates);
                 }
-                _ = tick.tick() => self.count_losses(),
-                _ = heartbeat.tick(), if beats => self.beat(),
-                _ = interrupt.recv() => break,
-                _ = terminate.recv() => break,
-                () = sleep_until(end) => break,
             }
         }
         // Nothing that was seen is lost: what is in the rings, open or being looked up goes out.
@@ -349,8 +376,10 @@ impl Daemon {
         self.options
             .count
             .is_some_and(|count| self.kills_written >= count)
-            && self.watched.is_empty()
-            && self.looking_up.is_empty()
+            && self
+                .watched
+                .values()
+                .all(|watched| watched.wanted != Some(true))
     }
 
     fn take(&mut self, records: &mut Vec<Bytes>) {
@@ -424,16 +453,20 @@ impl Daemon {
     }
 
     fn closed(&mut self, incident: Incident) {
-        let mut evidence = match self.evidence.take() {
-            Some((number, evidence)) if number == incident.number => evidence,
-            _ => self.collector.open(&incident),
+        let own = self
+            .evidence
+            .take_if(|(number, _)| *number == incident.number);
+        let mut evidence = match own {
+            Some((_, evidence)) => evidence,
+            None => self.collector.open(&incident),
         };
+        if incident.unlisted > 0 {
+            self.outbox.lost("victim_unlisted", incident.unlisted);
+        }
         self.collector.close(&incident, &mut evidence);
+        self.name_limit(&incident, &mut evidence);
         if let Ok(tasks) = self.probe.candidates() {
-            let hierarchy = self
-                .hierarchies
-                .as_ref()
-                .map_or(0, |found| found.memory.hierarchy);
+            let hierarchy = self.context.memory_hierarchy;
             evidence.candidates = tasks
                 .into_iter()
                 .map(|task| {
@@ -446,7 +479,6 @@ impl Daemon {
                 .collect();
         }
         explain::choose_candidates(&self.context, &incident, &mut evidence);
-        let stack = self.symbolise(incident.context().map(Record::stack).unwrap_or_default());
         if !incident.victims.is_empty() {
             let level = evidence.limit.as_ref().and_then(|owner| owner.level());
             self.watched.insert(
@@ -455,28 +487,54 @@ impl Daemon {
                     usage_bytes: level
                         .map(|level| level.usage_pages.saturating_mul(self.context.page_bytes)),
                     limit_path: evidence.limit.as_ref().map(|owner| owner.path().to_owned()),
-                    wanted: true,
+                    container_died: incident.victims.iter().any(|victim| {
+                        let parent = evidence.parents.get(&victim.task.pid).map(Vec::as_slice);
+                        explain::is_init(&victim.task, parent) == Some(true)
+                    }),
+                    wanted: None,
+                    outcome: None,
                 },
             );
         }
         self.reconciler
-            .saw(&incident, evidence.limit.as_ref().map(|owner| owner.path()));
+            .saw(&incident, evidence.limit.as_ref().map(LimitOwner::path));
         let (context, resolver) = (Rc::clone(&self.context), Rc::clone(&self.resolver));
-        let (node_name, filter) = (self.node_name.clone(), self.options.filter.clone());
+        let (node_name, symbols) = (self.node_name.clone(), Rc::clone(&self.symbols));
         self.looking_up.spawn_local(async move {
             let paths = explain::paths(&incident, &evidence);
-            let identities = Identities::resolve(&resolver, node_name.as_deref(), paths).await;
-            let kill = explain::oom_kill(&context, &incident, &evidence, &identities, stack);
+            let stack = incident.context().map(Record::stack).unwrap_or_default();
+            let (identities, stack) = tokio::join!(
+                Identities::resolve(&resolver, node_name.as_deref(), paths),
+                symbols.names(&stack, Instant::now() + DEADLINE),
+            );
             Made {
-                wanted: filter.wants_kill(&kill),
+                number: incident.number,
                 boot_ns: incident.boot_ns,
-                body: Body::OomKill(Box::new(kill)),
+                kill: explain::oom_kill(&context, &incident, &evidence, &identities, stack),
             }
         });
     }
 
+    /// Names the limit of an invocation that killed nobody: there is only its id.
+    fn name_limit(&mut self, incident: &Incident, evidence: &mut Evidence) {
+        let Some(id) = incident.limit_of_end().filter(|_| evidence.limit.is_none()) else {
+            return;
+        };
+        let hierarchy = self.context.memory_hierarchy;
+        let path = self
+            .tree
+            .as_mut()
+            .and_then(|tree| tree.path(hierarchy, id))
+            .map(|located| located.path.to_vec());
+        if let Some(path) = path {
+            self.collector
+                .read_limit(id, path, &self.context, incident, evidence);
+        }
+    }
+
     fn settled(&mut self, incident: &Incident) {
-        let Some(watched) = self.watched.remove(&incident.number) else {
+        self.reconciler.saw_late(incident);
+        let Some(watched) = self.watched.get_mut(&incident.number) else {
             return;
         };
         let after = watched
@@ -484,10 +542,13 @@ impl Daemon {
             .as_deref()
             .and_then(|path| self.collector.memory(path))
             .map(|reading| reading.usage_bytes);
-        let chosen = incident.victims.first();
-        let survived = chosen.and_then(|victim| {
+        let survived = incident.victims.first().and_then(|victim| {
             let path = victim.cgroup.path(0);
             grammar::parse(&path).container_id?;
+            if watched.container_died {
+                // The rest of it is still on its way out.
+                return Some(false);
+            }
             let dir = self.collector.directory(&path)?;
             // A container that is gone has no processes, and soon no cgroup.
             Some(std::fs::read(dir.join("cgroup.procs")).is_ok_and(|procs| !procs.is_empty()))
@@ -495,17 +556,32 @@ impl Daemon {
         let outcome = explain::oom_outcome(
             &self.context,
             incident,
+            |task| self.collector.is_alive(task),
             watched.usage_bytes,
             after,
             survived,
         );
-        let made = Made {
-            body: Body::OomOutcome(outcome),
-            boot_ns: clock::boot_ns(),
-            wanted: watched.wanted,
-        };
-        // Behind the look-up of its own kill, so that the order is kept.
-        self.looking_up.spawn_local(async move { made });
+        watched.outcome = Some((outcome, clock::boot_ns()));
+        self.write_outcome(incident.number);
+    }
+
+    /// Writes the outcome of an incident as soon as it is known and the `oom_kill` is out.
+    fn write_outcome(&mut self, number: u64) {
+        let is_due = self
+            .watched
+            .get(&number)
+            .is_some_and(|watched| watched.wanted.is_some() && watched.outcome.is_some());
+        if !is_due {
+            return;
+        }
+        if let Some(Watched {
+            wanted: Some(true),
+            outcome: Some((outcome, boot_ns)),
+            ..
+        }) = self.watched.remove(&number)
+        {
+            self.outbox.write(Body::OomOutcome(outcome), boot_ns);
+        }
     }
 
     fn made(&mut self, made: Result<Made, tokio::task::JoinError>) {
@@ -515,38 +591,20 @@ impl Daemon {
             self.outbox.lost("event_task_failed", 1);
             return;
         };
-        if made.wanted {
-            if matches!(made.body, Body::OomKill(_)) {
-                self.kills_written += 1;
-            }
-            self.outbox.write(made.body, made.boot_ns);
+        let is_wanted = self
+            .options
+            .count
+            .is_none_or(|count| self.kills_written < count)
+            && self.options.filter.wants_kill(&made.kill);
+        if is_wanted {
+            self.kills_written += 1;
+            self.outbox
+                .write(Body::OomKill(Box::new(made.kill)), made.boot_ns);
         }
-    }
-
-    /// Names of kernel addresses; one pass over the symbol table for those not seen before.
-    fn symbolise(&mut self, addresses: Vec<u64>) -> Vec<String> {
-        let new: Vec<u64> = addresses
-            .iter()
-            .copied()
-            .filter(|at| !self.frames.contains_key(at))
-            .collect();
-        if !new.is_empty() {
-            if self.frames.len() + new.len() > MAX_FRAMES {
-                self.frames.clear();
-            }
-            let found = kallsyms::symbolise(Path::new(kallsyms::KALLSYMS), &new);
-            for (index, address) in new.iter().enumerate() {
-                let frame = found
-                    .as_ref()
-                    .ok()
-                    .and_then(|found| found.get(index)?.as_ref());
-                self.frames.insert(*address, frame.map(ToString::to_string));
-            }
+        if let Some(watched) = self.watched.get_mut(&made.number) {
+            watched.wanted = Some(is_wanted);
         }
-        addresses
-            .iter()
-            .filter_map(|at| self.frames.get(at)?.clone())
-            .collect()
+        self.write_outcome(made.number);
     }
 
     /// Reports what was lost since the last time, and what the kernel counted but nobody saw.
@@ -619,8 +677,27 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-fn signal(kind: tokio::signal::unix::SignalKind) -> anyhow::Result<tokio::signal::unix::Signal> {
-    tokio::signal::unix::signal(kind).context("cannot handle signals")
+/// SIGINT and SIGTERM.
+struct Stop {
+    interrupt: UnixSignal,
+    terminate: UnixSignal,
+}
+
+impl Stop {
+    fn new() -> anyhow::Result<Self> {
+        let handle = |kind| tokio::signal::unix::signal(kind).context("cannot handle signals");
+        Ok(Self {
+            interrupt: handle(SignalKind::interrupt())?,
+            terminate: handle(SignalKind::terminate())?,
+        })
+    }
+
+    async fn requested(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
 
 fn status(
@@ -654,16 +731,6 @@ fn status(
             .collect(),
         kernel: facts.for_event(),
         ready_ms: Some(started.elapsed().as_secs_f64() * 1000.0),
-    }
-}
-
-/// Lets the programs add the per-CPU parts of rss counters, if the kernel tells where they are.
-fn set_per_cpu(probe: &mut Probe) {
-    let symbol = kallsyms::find(Path::new(kallsyms::KALLSYMS), &["__per_cpu_offset"]);
-    let address = symbol.ok().and_then(|found| found.first()?.address().ok());
-    if let Some(address) = address {
-        // Without it rss is approximate, which every event says of itself.
-        let _ = probe.set_per_cpu(address);
     }
 }
 

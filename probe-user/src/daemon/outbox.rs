@@ -3,7 +3,11 @@
 use std::{
     collections::BTreeMap,
     rc::Rc,
-    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -44,6 +48,8 @@ pub(super) struct Outbox {
     host: Host,
     context: Rc<Context>,
     seq: u64,
+    queued: u64,
+    written: Arc<AtomicU64>,
     counts: BTreeMap<String, u64>,
     /// By reason: lost so far, and of these not yet reported.
     lost: BTreeMap<&'static str, (u64, u64)>,
@@ -53,8 +59,10 @@ impl Outbox {
     pub(super) fn new<S: Sink + Send + 'static>(sink: S, host: Host, context: Rc<Context>) -> Self {
         let (queue, events) = sync_channel(QUEUE);
         let (gone, closed) = oneshot::channel();
+        let written = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&written);
         let thread = std::thread::spawn(move || {
-            let result = drain(sink, &events);
+            let result = drain(sink, &events, &count);
             // The daemon may have ended first.
             let _ = gone.send(());
             result
@@ -66,6 +74,8 @@ impl Outbox {
             host,
             context,
             seq: 0,
+            queued: 0,
+            written,
             counts: BTreeMap::new(),
             lost: BTreeMap::new(),
         }
@@ -119,7 +129,8 @@ impl Outbox {
         let deadline = Instant::now() + FLUSH;
         while !thread.is_finished() {
             if Instant::now() >= deadline {
-                return Ending::Stuck(u64::try_from(QUEUE).unwrap_or(u64::MAX).min(self.seq));
+                let written = self.written.load(Ordering::Relaxed);
+                return Ending::Stuck(self.queued.saturating_sub(written));
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -141,6 +152,7 @@ impl Outbox {
         self.seq += 1;
         match queue.try_send(event) {
             Ok(()) => {
+                self.queued += 1;
                 *self.counts.entry(kind.to_owned()).or_default() += 1;
                 true
             }
@@ -183,9 +195,10 @@ impl Outbox {
     }
 }
 
-fn drain<S: Sink>(mut sink: S, events: &Receiver<Event>) -> Result<(), Error> {
+fn drain<S: Sink>(mut sink: S, events: &Receiver<Event>, written: &AtomicU64) -> Result<(), Error> {
     for event in events {
         sink.write(&event)?;
+        written.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
 }

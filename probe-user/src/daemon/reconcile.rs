@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::{
     event::{Gap, text},
     incident::{
-        assemble::{Incident, Role},
+        assemble::{Incident, Role, Victim},
         evidence::Collector,
         explain::Context,
         limit::is_ancestor,
@@ -28,39 +28,47 @@ struct Compared {
     seen: u64,
     /// ns since boot of that.
     since_boot_ns: u64,
-    /// They disagreed at the last check too: it is not a kill in flight.
-    suspicious: bool,
+    /// What the kernel had counted beyond the base when they disagreed at the last check.
+    suspect: Option<u64>,
+    /// Ours was ahead at the last check.
+    ahead: bool,
 }
 
 impl Compared {
-    /// Compares; a difference that stays for two checks is a gap, and the new base.
+    const fn new(kernel: u64, seen: u64, since_boot_ns: u64) -> Self {
+        Self {
+            kernel,
+            seen,
+            since_boot_ns,
+            suspect: None,
+            ahead: false,
+        }
+    }
+
+    /// Compares. What the kernel had counted at the last check and is not seen by this one is a
+    /// gap: expected, seen, since when. Kills since then may still be on their way.
     fn check(&mut self, kernel: u64, seen: u64, now: u64) -> Option<(u64, u64, u64)> {
         let expected = kernel.saturating_sub(self.kernel);
         let ours = seen.saturating_sub(self.seen);
-        if expected <= ours {
-            // Ours may run ahead by one: the signal comes before the kernel counts.
-            if expected == ours {
-                *self = Self {
-                    kernel,
-                    seen,
-                    since_boot_ns: now,
-                    suspicious: false,
-                };
+        if expected == ours || (expected < ours && self.ahead) {
+            // Kills from before the base was taken were still in the ring: were they kept as an
+            // advance, as many others could go missing unnoticed.
+            *self = Self::new(kernel, seen, now);
+            return None;
+        }
+        self.ahead = expected < ours;
+        if self.ahead {
+            self.suspect = None;
+            return None;
+        }
+        match self.suspect.replace(expected) {
+            Some(suspect) if ours < suspect => {
+                let since = self.since_boot_ns;
+                *self = Self::new(self.kernel.saturating_add(suspect), seen, now);
+                Some((suspect, ours, since))
             }
-            return None;
+            _ => None,
         }
-        if !self.suspicious {
-            self.suspicious = true;
-            return None;
-        }
-        let since = self.since_boot_ns;
-        *self = Self {
-            kernel,
-            seen,
-            since_boot_ns: now,
-            suspicious: false,
-        };
-        Some((expected, ours, since))
     }
 }
 
@@ -85,12 +93,7 @@ impl Reconciler {
         let kernel = vmstat.as_mut().and_then(read);
         Self {
             at_start: kernel,
-            node: kernel.map(|kernel| Compared {
-                kernel,
-                seen: 0,
-                since_boot_ns: now,
-                suspicious: false,
-            }),
+            node: kernel.map(|kernel| Compared::new(kernel, 0, now)),
             vmstat,
             owners: BTreeMap::new(),
         }
@@ -109,32 +112,19 @@ impl Reconciler {
 
     /// Notes the kills of an incident and watches the owner of its limit from then on.
     pub(super) fn saw(&mut self, incident: &Incident, owner: Option<&[u8]>) {
-        for victim in incident
+        self.count(&incident.victims);
+        // In a group kill the kernel counts the chosen victim twice.
+        let counted = incident
             .victims
             .iter()
-            .filter(|v| v.killed_boot_ns.is_some())
-        {
-            if matches!(victim.role, Role::Chosen | Role::Group) {
-                let path = victim.cgroup.path(0);
-                for (owner, counted) in &mut self.owners {
-                    counted.seen += u64::from(is_ancestor(owner, &path));
-                }
-            }
-        }
-        // In a group kill the kernel counts the chosen victim twice.
-        let twice = incident.kernel_kills.saturating_sub(
-            incident
-                .victims
-                .iter()
-                .filter(|v| v.killed_boot_ns.is_some() && v.role != Role::SharesMm)
-                .count()
-                .try_into()
-                .unwrap_or(0),
-        );
+            .filter(|victim| counts(victim))
+            .count();
+        let listed = u64::try_from(counted).unwrap_or(u64::MAX);
+        let more = incident.kernel_kills.saturating_sub(listed);
         if let Some(first) = incident.victims.first() {
             let path = first.cgroup.path(0);
             for (owner, counted) in &mut self.owners {
-                counted.seen += if is_ancestor(owner, &path) { twice } else { 0 };
+                counted.seen += if is_ancestor(owner, &path) { more } else { 0 };
             }
         }
         let Some(owner) = owner else { return };
@@ -159,6 +149,20 @@ impl Reconciler {
         }
     }
 
+    /// Notes victims that became known after [`Self::saw`].
+    pub(super) fn saw_late(&mut self, incident: &Incident) {
+        self.count(incident.victims.get(incident.on_time..).unwrap_or_default());
+    }
+
+    fn count(&mut self, victims: &[Victim]) {
+        for victim in victims.iter().filter(|victim| counts(victim)) {
+            let path = victim.cgroup.path(0);
+            for (owner, counted) in &mut self.owners {
+                counted.seen += u64::from(is_ancestor(owner, &path));
+            }
+        }
+    }
+
     /// Compares, if nothing is in flight.
     pub(super) fn check(
         &mut self,
@@ -179,10 +183,10 @@ impl Reconciler {
             missing: expected.saturating_sub(seen),
             since: Some(context.time(since)),
         };
-        if let (Some(node), Some(kernel)) = (&mut self.node, self.vmstat.as_mut().and_then(read)) {
-            if let Some(found) = node.check(kernel, seen, now) {
-                gaps.push(gap("/proc/vmstat oom_kill".to_owned(), found));
-            }
+        if let (Some(node), Some(kernel)) = (&mut self.node, self.vmstat.as_mut().and_then(read))
+            && let Some(found) = node.check(kernel, seen, now)
+        {
+            gaps.push(gap("/proc/vmstat oom_kill".to_owned(), found));
         }
         self.owners.retain(|path, owner| {
             if owner.files.is_none() {
@@ -198,12 +202,9 @@ impl Reconciler {
             let Some(kernel) = total.oom_kill else {
                 return false;
             };
-            let compared = owner.compared.get_or_insert(Compared {
-                kernel,
-                seen: owner.seen,
-                since_boot_ns: now,
-                suspicious: false,
-            });
+            let compared = owner
+                .compared
+                .get_or_insert(Compared::new(kernel, owner.seen, now));
             if let Some(found) = compared.check(kernel, owner.seen, now) {
                 gaps.push(gap(format!("{}/memory.events oom_kill", text(path)), found));
             }
@@ -211,6 +212,11 @@ impl Reconciler {
         });
         gaps
     }
+}
+
+/// Whether the kernel counts it as an OOM kill.
+fn counts(victim: &Victim) -> bool {
+    victim.killed_boot_ns.is_some() && matches!(victim.role, Role::Chosen | Role::Group)
 }
 
 fn read(vmstat: &mut Vmstat) -> Option<u64> {
@@ -223,12 +229,7 @@ mod tests {
     use super::*;
 
     fn compared() -> Compared {
-        Compared {
-            kernel: 10,
-            seen: 0,
-            since_boot_ns: 1,
-            suspicious: false,
-        }
+        Compared::new(10, 0, 1)
     }
 
     #[test]
@@ -253,6 +254,28 @@ mod tests {
         assert_eq!(it.check(13, 1, 6), Some((3, 1, 1)));
         assert_eq!(it.check(13, 1, 7), None);
         assert_eq!(it.check(13, 1, 8), None);
+    }
+
+    /// In a burst some kill is in flight at every check, but never the same.
+    #[test]
+    fn a_burst_is_no_gap() {
+        let mut it = compared();
+        for round in 1..100 {
+            assert_eq!(it.check(10 + 7 * round, 7 * round - 1, round), None);
+        }
+        assert_eq!(
+            it.check(10 + 7 * 99, 7 * 99 - 1, 100),
+            Some((7 * 99, 7 * 99 - 1, 1))
+        );
+    }
+
+    #[test]
+    fn ours_ahead_hides_no_later_gap() {
+        let mut it = compared();
+        assert_eq!(it.check(10, 1, 5), None);
+        assert_eq!(it.check(10, 1, 6), None);
+        assert_eq!(it.check(11, 1, 7), None);
+        assert_eq!(it.check(11, 1, 8), Some((1, 0, 6)));
     }
 
     #[test]

@@ -145,10 +145,14 @@ pub struct LimitLevel {
     pub limit_bytes: Option<u64>,
     /// Highest usage so far (`memory.peak`).
     pub watermark_bytes: Option<u64>,
-    /// Bytes of swap charged (`memory.swap.current`); on cgroup v1 memory and swap together.
+    /// Bytes of swap charged (`memory.swap.current`; on cgroup v1 what `memsw` has beyond memory).
     pub swap_usage_bytes: Option<u64>,
-    /// Limit of that (`memory.swap.max`); on cgroup v1 of memory and swap together.
+    /// Limit of that (`memory.swap.max`). Null on cgroup v1, which limits no swap by itself.
     pub swap_limit_bytes: Option<u64>,
+    /// cgroup v1: memory and swap together (`memory.memsw.usage_in_bytes`).
+    pub memsw_usage_bytes: Option<u64>,
+    /// cgroup v1: limit of memory and swap together (`memory.memsw.limit_in_bytes`).
+    pub memsw_limit_bytes: Option<u64>,
     /// `memory.oom.group`: if true, a kill takes the whole cgroup.
     pub oom_group: Option<bool>,
     /// How often this very cgroup hit its limit, since it was made (`max` of

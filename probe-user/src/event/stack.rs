@@ -146,6 +146,11 @@ impl AllocPath {
         }
     }
 
+    /// Whether a frame in the function of this name tells something.
+    pub fn is_told_by(function: &str) -> bool {
+        Self::of_frame(function).is_some()
+    }
+
     fn of_frame(symbol: &str) -> Option<Self> {
         FRAMES
             .iter()

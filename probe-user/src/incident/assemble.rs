@@ -8,10 +8,12 @@
 
 use std::collections::VecDeque;
 
-use probe_common::wire::{self, OomEnd};
+use probe_common::{
+    limits::MAX_VICTIMS,
+    wire::{self, OomEnd, level, section},
+};
 
 use crate::ring::decode::{Body, CgroupNames, Record};
-use probe_common::wire::section;
 
 /// How long an incident without an end hook stays open after its last record, ns. The steps are
 /// microseconds apart; what a slow console delays longer than this is reported as late.
@@ -34,6 +36,9 @@ const FOLD_NS: u64 = 10_000_000_000;
 
 /// Most limits whose fruitless invocations are folded.
 const MAX_FOLDED: usize = 64;
+
+/// Most victims listed for one incident: as many as the programs watch for their exit.
+const MAX_LISTED: usize = MAX_VICTIMS as usize;
 
 /// What the daemon can expect of the hooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,11 +121,65 @@ pub struct Incident {
     pub kernel_kills: u64,
     /// Earlier invocations for the same limit that killed nobody and were not reported.
     pub folded: u64,
+    /// Victims beyond those listed.
+    pub unlisted: u64,
+    /// The chosen victim was signalled once more: as a member of its group.
+    chosen_again: bool,
     last_boot_ns: u64,
     closed_boot_ns: Option<u64>,
 }
 
 impl Incident {
+    fn new(number: u64, boot_ns: u64, trigger_tid: u32) -> Self {
+        Self {
+            number,
+            boot_ns,
+            trigger_tid,
+            decision: None,
+            mark: None,
+            end: None,
+            victims: Vec::new(),
+            on_time: 0,
+            kernel_kills: 0,
+            folded: 0,
+            unlisted: 0,
+            chosen_again: false,
+            last_boot_ns: boot_ns,
+            closed_boot_ns: None,
+        }
+    }
+
+    fn list(&mut self, victim: Victim) {
+        if self.victims.len() < MAX_LISTED {
+            self.victims.push(victim);
+        } else {
+            self.unlisted += 1;
+        }
+    }
+
+    fn victim(&mut self, task: &wire::Task) -> Option<&mut Victim> {
+        self.victims
+            .iter_mut()
+            .find(|victim| victim.is(task.pid, task.start_boot_ns))
+    }
+
+    /// Whether a further kill by the same thread can belong to this invocation, where no hook
+    /// tells of the end. The kernel kills nobody else for as long as the victim it chose has its
+    /// memory, unless it is taking a group.
+    fn goes_on(&self) -> bool {
+        let chosen_has_memory = self
+            .victims
+            .first()
+            .is_none_or(|chosen| chosen.exited.is_none() && chosen.reaped_boot_ns.is_none());
+        let is_group = self.chosen_again
+            || self.victims.iter().any(|victim| victim.role == Role::Group)
+            || self.context().is_some_and(|context| {
+                let mut levels = context.limit_levels().into_iter();
+                levels.any(|level| level.flags & level::OOM_GROUP != 0)
+            });
+        chosen_has_memory || is_group
+    }
+
     /// How it ended.
     pub fn ending(&self) -> Ending {
         if self
@@ -151,6 +210,12 @@ impl Incident {
     /// The record that carries limit levels, stack and trigger.
     pub fn context(&self) -> Option<&Record> {
         self.decision.as_ref().or(self.mark.as_ref())
+    }
+
+    /// Cgroup id of the limit, where the end alone names it: nobody was chosen.
+    pub fn limit_of_end(&self) -> Option<u64> {
+        let end = self.end.filter(|_| self.decision.is_none())?;
+        (end.limit_cgroup_id != 0).then_some(end.limit_cgroup_id)
     }
 
     fn settled(&self) -> bool {
@@ -237,6 +302,10 @@ impl Assembler {
     /// Takes one record.
     pub fn push(&mut self, record: Record) -> Vec<Step> {
         let mut steps = Vec::new();
+        if !self.hooks.end {
+            // Records that were read late, in one go, are apart by their own times.
+            self.close_if_quiet(record.header.time_boot_ns, QUIET_NS, &mut steps);
+        }
         match &record.body {
             Body::OomDecision(decision) => {
                 let trigger = decision.trigger.tid;
@@ -244,11 +313,11 @@ impl Assembler {
                 let incident = self.begin(&record, trigger, &mut steps);
                 incident.decision = Some(record);
             }
-            Body::KernelKill(_) => self.kill(record, &mut steps),
+            Body::KernelKill(_) => self.kill(record),
             Body::MarkVictim(_) => self.mark(record, &mut steps),
             Body::OomEnd(end) => {
                 let end = *end;
-                self.end(&record, end, &mut steps);
+                self.end(record.header.time_boot_ns, end, &mut steps);
             }
             Body::Exit(exit) => {
                 let (exit, time) = (*exit, record.header.time_boot_ns);
@@ -276,13 +345,7 @@ impl Assembler {
     pub fn tick(&mut self, now_boot_ns: u64) -> Vec<Step> {
         let mut steps = Vec::new();
         let patience = if self.hooks.end { SETTLE_NS } else { QUIET_NS };
-        if self
-            .open
-            .as_ref()
-            .is_some_and(|open| now_boot_ns >= open.last_boot_ns + patience)
-        {
-            self.close(now_boot_ns, &mut steps);
-        }
+        self.close_if_quiet(now_boot_ns, patience, &mut steps);
         let mut index = 0;
         while let Some(incident) = self.settling.get(index) {
             let overdue = incident
@@ -305,25 +368,25 @@ impl Assembler {
         steps
     }
 
-    fn begin(&mut self, record: &Record, trigger_tid: u32, steps: &mut Vec<Step>) -> &mut Incident {
+    fn number(&mut self) -> u64 {
         let number = self.next_number;
         self.next_number += 1;
+        number
+    }
+
+    fn begin(&mut self, record: &Record, trigger_tid: u32, steps: &mut Vec<Step>) -> &mut Incident {
+        let number = self.number();
         steps.push(Step::Opened(number));
         let boot_ns = record.header.time_boot_ns;
-        self.open.insert(Incident {
-            number,
-            boot_ns,
-            trigger_tid,
-            decision: None,
-            mark: None,
-            end: None,
-            victims: Vec::new(),
-            on_time: 0,
-            kernel_kills: 0,
-            folded: 0,
-            last_boot_ns: boot_ns,
-            closed_boot_ns: None,
-        })
+        self.open
+            .insert(Incident::new(number, boot_ns, trigger_tid))
+    }
+
+    fn close_if_quiet(&mut self, now_boot_ns: u64, patience_ns: u64, steps: &mut Vec<Step>) {
+        let last = self.open.as_ref().map(|open| open.last_boot_ns);
+        if last.is_some_and(|last| now_boot_ns >= last.saturating_add(patience_ns)) {
+            self.close(now_boot_ns, steps);
+        }
     }
 
     /// Reports the open incident and watches its victims from then on.
@@ -350,10 +413,11 @@ impl Assembler {
     /// The incident that a record of thread `tid` belongs to: the open one, or the one of that
     /// thread that was closed last, if that was a moment ago.
     fn current(&mut self, tid: u32, now_boot_ns: u64) -> Option<&mut Incident> {
+        let has_end = self.hooks.end;
         if self
             .open
             .as_ref()
-            .is_some_and(|open| open.trigger_tid == tid)
+            .is_some_and(|open| open.trigger_tid == tid && (has_end || open.goes_on()))
         {
             return self.open.as_mut();
         }
@@ -361,55 +425,44 @@ impl Assembler {
             incident.trigger_tid == tid
                 && incident.end.is_none()
                 && now_boot_ns < incident.last_boot_ns.saturating_add(KILL_TO_MARK_NS)
+                && incident.goes_on()
         })
     }
 
     /// SIGKILL from the kernel: the mark that follows makes it a kill; without one it went to a
-    /// process that shares the mm of a victim, or has nothing to do with OOM.
-    fn kill(&mut self, record: Record, steps: &mut Vec<Step>) {
+    /// process that shares the mm of a victim, or has nothing to do with OOM (a pid namespace
+    /// whose init died).
+    fn kill(&mut self, record: Record) {
         let Body::KernelKill(kill) = &record.body else {
             return;
         };
         let (target, sender, time) = (kill.target, kill.sender_tid, record.header.time_boot_ns);
-        let mut counted = 0;
-        if let Some(incident) = self.current(sender, time) {
+        let Some(incident) = self.current(sender, time) else {
+            self.pend(record);
+            return;
+        };
+        if let Some(known) = incident.victim(&target) {
+            // A group kill takes the chosen victim once more, and the kernel counts it once more.
+            // Any other repeated signal is for sharing an mm, which is not counted.
+            let counts = known.role == Role::Chosen && !incident.chosen_again;
+            incident.chosen_again |= counts;
             incident.last_boot_ns = time;
-            if let Some(known) = incident
-                .victims
-                .iter()
-                .find(|v| v.is(target.pid, target.start_boot_ns))
-            {
-                // In a group kill the chosen victim gets its signal twice, and the kernel counts
-                // it twice. One that shares an mm is signalled but not counted.
-                counted = u64::from(known.role != Role::SharesMm);
-                incident.kernel_kills += counted;
-            } else if target.mm != 0
-                && incident
-                    .victims
-                    .iter()
-                    .any(|victim| victim.task.mm == target.mm)
-            {
-                incident.victims.push(Victim {
-                    task: target,
-                    cgroup: record.names(section::VICTIM_PATH).unwrap_or_default(),
-                    dfl_cgroup: None,
-                    role: Role::SharesMm,
-                    killed_boot_ns: Some(time),
-                    exited: None,
-                    reaped_boot_ns: None,
-                });
-            } else {
-                self.pend(record);
-            }
+            incident.kernel_kills += u64::from(counts);
+            self.kernel_kills += u64::from(counts);
+        } else if target.mm != 0 && incident.victims.iter().any(|v| v.task.mm == target.mm) {
+            incident.last_boot_ns = time;
+            incident.list(Victim {
+                task: target,
+                cgroup: record.names(section::VICTIM_PATH).unwrap_or_default(),
+                dfl_cgroup: None,
+                role: Role::SharesMm,
+                killed_boot_ns: Some(time),
+                exited: None,
+                reaped_boot_ns: None,
+            });
         } else {
-            // Without a decision hook the signal comes before anything else of its incident. An
-            // open incident of another thread is over then: there is one at a time.
-            if !self.hooks.end {
-                self.close(time, steps);
-            }
             self.pend(record);
         }
-        self.kernel_kills += counted;
     }
 
     fn pend(&mut self, record: Record) {
@@ -438,65 +491,71 @@ impl Assembler {
                 _ => false,
             })
             .and_then(|index| self.pending_kills.remove(index));
-        if self.current(trigger, time).is_none() {
+        let hooks = self.hooks;
+        // One invocation marks one victim, or all of a group. A mark without a signal, or of a
+        // task in no group, is an invocation of its own: a trigger that still gets no memory
+        // calls the OOM killer again at once.
+        let is_bare = kill.is_none() && hooks.kernel_kill;
+        let may_be_one_of_many = mark.in_oom_group != 0 && !is_bare;
+        let belongs = self.current(trigger, time).is_some_and(|incident| {
+            hooks.end
+                || may_be_one_of_many
+                || incident.victims.is_empty()
+                || incident.victim(&task).is_some()
+        });
+        if !belongs {
             self.close(time, steps);
             self.begin(&record, trigger, steps);
         }
+        let Some(incident) = self.current(trigger, time) else {
+            return;
+        };
+        incident.last_boot_ns = time;
         let killed_boot_ns = match &kill {
             Some(kill) => Some(kill.header.time_boot_ns),
-            None if !self.hooks.kernel_kill => Some(time),
+            None if !hooks.kernel_kill => Some(time),
             None => None,
         };
-        let mut counted = 0;
-        if let Some(incident) = self.current(trigger, time) {
-            incident.last_boot_ns = time;
-            let killed_before = incident.victims.iter().any(|v| v.role == Role::Chosen);
-            let cgroup = record.names(section::VICTIM_PATH).unwrap_or_default();
-            let dfl_cgroup = record.names(section::VICTIM_DFL_PATH);
-            match incident
-                .victims
-                .iter_mut()
-                .find(|v| v.is(task.pid, task.start_boot_ns))
-            {
-                // Signalled first for sharing an mm, then taken as a member of the group.
-                Some(known) if known.role == Role::SharesMm => known.role = Role::Group,
-                Some(_) => {}
-                None => {
-                    let role = match (killed_boot_ns, killed_before) {
+        let killed_before = incident.victims.iter().any(|v| v.role == Role::Chosen);
+        let counts = match incident.victim(&task) {
+            // Signalled first for sharing an mm, then taken as a member of the group.
+            Some(known) if known.role == Role::SharesMm => {
+                known.role = Role::Group;
+                true
+            }
+            Some(_) => false,
+            None => {
+                incident.list(Victim {
+                    task,
+                    cgroup: record.names(section::VICTIM_PATH).unwrap_or_default(),
+                    dfl_cgroup: record.names(section::VICTIM_DFL_PATH),
+                    role: match (killed_boot_ns, killed_before) {
                         (None, _) => Role::AlreadyExiting,
                         (Some(_), true) => Role::Group,
                         (Some(_), false) => Role::Chosen,
-                    };
-                    counted = u64::from(killed_boot_ns.is_some());
-                    incident.victims.push(Victim {
-                        task,
-                        cgroup,
-                        dfl_cgroup,
-                        role,
-                        killed_boot_ns,
-                        exited: None,
-                        reaped_boot_ns: None,
-                    });
-                }
+                    },
+                    killed_boot_ns,
+                    exited: None,
+                    reaped_boot_ns: None,
+                });
+                killed_boot_ns.is_some()
             }
-            incident.kernel_kills += counted;
-            if incident.mark.is_none() {
-                incident.mark = Some(record);
-            }
+        };
+        if incident.mark.is_none() {
+            incident.mark = Some(record);
         }
-        self.kernel_kills += counted;
+        incident.kernel_kills += u64::from(counts);
+        self.kernel_kills += u64::from(counts);
     }
 
-    fn end(&mut self, record: &Record, end: OomEnd, steps: &mut Vec<Step>) {
-        let time = record.header.time_boot_ns;
-        if self
+    fn end(&mut self, time: u64, end: OomEnd, steps: &mut Vec<Step>) {
+        // An end that chose nobody comes by the other ring and may be late: of a call before.
+        if let Some(open) = self
             .open
-            .as_ref()
-            .is_some_and(|open| open.trigger_tid == end.trigger_tid)
+            .as_mut()
+            .filter(|open| open.trigger_tid == end.trigger_tid && open.boot_ns <= time)
         {
-            if let Some(open) = self.open.as_mut() {
-                open.end = Some(end);
-            }
+            open.end = Some(end);
             self.close(time, steps);
             return;
         }
@@ -505,32 +564,20 @@ impl Assembler {
         if end.chosen != 0 || end.returned != 0 {
             return;
         }
-        if let Some(index) = self
+        let mut folded = 0;
+        let known = self
             .folded
             .iter()
-            .position(|fold| fold.limit_cgroup_id == end.limit_cgroup_id)
-        {
-            if let Some(fold) = self.folded.get_mut(index) {
-                if time < fold.reported_boot_ns.saturating_add(FOLD_NS) {
-                    fold.count += 1;
-                    return;
-                }
+            .position(|fold| fold.limit_cgroup_id == end.limit_cgroup_id);
+        if let Some(index) = known {
+            if let Some(fold) = self.folded.get_mut(index)
+                && time < fold.reported_boot_ns.saturating_add(FOLD_NS)
+            {
+                fold.count += 1;
+                return;
             }
-            let folded = self.folded.remove(index).map_or(0, |fold| fold.count);
-            self.report_fruitless(record, end, folded, steps);
-        } else {
-            self.report_fruitless(record, end, 0, steps);
+            folded = self.folded.remove(index).map_or(0, |fold| fold.count);
         }
-    }
-
-    fn report_fruitless(
-        &mut self,
-        record: &Record,
-        end: OomEnd,
-        folded: u64,
-        steps: &mut Vec<Step>,
-    ) {
-        let time = record.header.time_boot_ns;
         if self.folded.len() >= MAX_FOLDED {
             self.folded.pop_front();
         }
@@ -539,11 +586,12 @@ impl Assembler {
             reported_boot_ns: time,
             count: 0,
         });
-        self.close(time, steps);
-        let incident = self.begin(record, end.trigger_tid, steps);
+        // Beside the open one, which may go on: the other ring has no order with this one.
+        let mut incident = Incident::new(self.number(), time, end.trigger_tid);
         incident.end = Some(end);
         incident.folded = folded;
-        self.close(time, steps);
+        incident.closed_boot_ns = Some(time);
+        steps.push(Step::Closed(Box::new(incident)));
     }
 
     fn exit(&mut self, exit: &wire::Exit, time: u64, steps: &mut Vec<Step>) {
@@ -551,28 +599,31 @@ impl Assembler {
             let victim = incident
                 .victims
                 .iter_mut()
-                .find(|v| v.is(exit.pid, exit.start_boot_ns))?;
-            victim.exited = Some((time, exit.exit_code));
-            Some(())
+                .find(|v| v.is(exit.pid, exit.start_boot_ns));
+            if let Some(victim) = victim {
+                victim.exited = Some((time, exit.exit_code));
+                return true;
+            }
+            false
         };
-        if let Some(open) = self.open.as_mut() {
-            if note(open).is_some() {
-                // A trigger that exits has left the OOM killer.
-                let is_trigger = open.trigger().is_some_and(|task| task.pid == exit.pid);
-                if is_trigger && !self.hooks.end {
-                    self.close(time, steps);
-                }
-                return;
+        // One that is marked while it is dying may have been killed just before.
+        let mut index = 0;
+        while let Some(incident) = self.settling.get_mut(index) {
+            if note(incident) && incident.settled() {
+                steps.extend(self.settling.remove(index).map(Box::new).map(Step::Settled));
+            } else {
+                index += 1;
             }
         }
-        let Some(index) = self.settling.iter_mut().rposition(|i| note(i).is_some()) else {
-            return;
-        };
-        if self.settling.get(index).is_some_and(Incident::settled) {
-            steps.extend(self.settling.remove(index).map(Box::new).map(Step::Settled));
+        if let Some(open) = self.open.as_mut()
+            && note(open)
+            && open.trigger().is_some_and(|task| task.pid == exit.pid)
+        {
+            // A trigger that exits has left the OOM killer, even if no hook said so.
+            self.close(time, steps);
         }
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

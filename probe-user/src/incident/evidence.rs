@@ -2,16 +2,18 @@
 //! node's, the victims' command lines, the other candidates, the kernel log.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
+use bytemuck::Zeroable;
 use probe_common::wire;
 
 use super::{
     assemble::Incident,
+    explain::Context,
     limit::{self, FoundBy},
 };
 use crate::{
@@ -20,7 +22,7 @@ use crate::{
     node::{
         clock,
         kmsg::{self, KmsgReader, OomReport},
-        memcg::{MemcgFiles, MemcgReading, Version},
+        memcg::{Limit, MemcgFiles, MemcgReading, MemcgSettings, Version},
         meminfo::{Meminfo, MeminfoFile},
         process::ProcessDir,
         psi::{self, Pressure, Reading},
@@ -35,6 +37,9 @@ const MAX_CMDLINES: usize = 16;
 
 /// Memory cgroups whose files are kept open: the last that were seen at their limit.
 const MAX_OPEN_MEMCGS: usize = 64;
+
+/// Reports of the kernel log that may wait for their incident.
+const MAX_REPORTS: usize = 64;
 
 /// The limit owner and the levels around it.
 #[derive(Clone, Debug)]
@@ -93,6 +98,9 @@ pub struct Collector {
     watermark_min_pages: Option<u64>,
     memcgs: Vec<(Vec<u8>, MemcgFiles)>,
     kmsg: Option<KmsgReader>,
+    log: kmsg::Assembler,
+    /// Reports of the kernel log that no incident has claimed, oldest first.
+    reports: VecDeque<OomReport>,
     buf: Vec<u8>,
 }
 
@@ -107,6 +115,8 @@ impl Collector {
             watermark_min_pages: zoneinfo::min_pages(proc).ok(),
             memcgs: Vec::new(),
             kmsg,
+            log: kmsg::Assembler::default(),
+            reports: VecDeque::new(),
             buf: Vec::new(),
         }
     }
@@ -114,18 +124,12 @@ impl Collector {
     /// Reads what fades first, as soon as an incident is open.
     pub fn open(&mut self, incident: &Incident) -> Evidence {
         let mut evidence = Evidence::default();
-        let Some(context) = incident.context() else {
-            return evidence;
-        };
-        evidence.limit = owner(context, None);
-        if let Some(owner) = &evidence.limit {
-            let path = owner.path().to_owned();
-            evidence.memory = self
-                .memory(&path)
-                .map(|reading| (reading, clock::boot_ns().saturating_sub(incident.boot_ns)));
-        }
-        if let Some(victim) = victim_of(context) {
-            self.process(victim, &mut evidence);
+        if let Some(context) = incident.context() {
+            evidence.limit = owner(context, None);
+            self.read_memory(incident, &mut evidence);
+            if let Some(victim) = victim_of(context) {
+                self.process(victim, &mut evidence);
+            }
         }
         if let Some(meminfo) = self.meminfo.as_mut().and_then(|file| file.read().ok()) {
             let delay_ns = clock::boot_ns().saturating_sub(incident.boot_ns);
@@ -140,6 +144,71 @@ impl Collector {
         evidence
     }
 
+    fn read_memory(&mut self, incident: &Incident, evidence: &mut Evidence) {
+        if let Some(owner) = &evidence.limit {
+            let path = owner.path().to_owned();
+            evidence.memory = self
+                .memory(&path)
+                .map(|reading| (reading, clock::boot_ns().saturating_sub(incident.boot_ns)));
+        }
+    }
+
+    /// Reads the limit that the kernel named by the id of its cgroup alone.
+    pub fn read_limit(
+        &mut self,
+        id: u64,
+        path: Vec<u8>,
+        context: &Context,
+        incident: &Incident,
+        evidence: &mut Evidence,
+    ) {
+        let settings = self
+            .directory(&path)
+            .and_then(|dir| MemcgSettings::read(&dir, Version::of(&dir)?, &mut self.buf).ok());
+        let Some(settings) = settings else { return };
+        let pages = |bytes: Option<u64>| bytes.unwrap_or(0) / context.page_bytes.max(1);
+        let level = LimitLevel {
+            id,
+            usage_pages: pages(settings.usage_bytes),
+            max_pages: settings
+                .max
+                .and_then(Limit::bytes)
+                .map_or(u64::MAX, |max| pages(Some(max))),
+            watermark_pages: pages(settings.peak_bytes),
+            ..LimitLevel::zeroed()
+        };
+        evidence.limit = Some(LimitOwner {
+            index: 0,
+            found_by: FoundBy::OomControl,
+            levels: vec![(level, path)],
+        });
+        self.read_memory(incident, evidence);
+    }
+
+    /// Whether a process is there and not merely waits to be reaped.
+    pub fn is_alive(&self, task: &wire::Task) -> bool {
+        let mut buf = Vec::new();
+        ProcessDir::open_started_at(&self.proc, task.pid, task.start_boot_ns, &mut buf)
+            .and_then(|dir| dir.stat(&mut buf))
+            .is_ok_and(|stat| stat.state != b'Z')
+    }
+
+    /// Keeps up with the kernel log, so that a kill finds little left to read.
+    pub fn follow_log(&mut self) {
+        let Some(reader) = self.kmsg.as_mut() else {
+            return;
+        };
+        // An error other than "nothing more" is transient (`EPIPE` is counted by the reader).
+        while let Ok(Some(record)) = reader.next_record() {
+            if let Some(report) = self.log.push(record) {
+                if self.reports.len() >= MAX_REPORTS {
+                    self.reports.pop_front();
+                }
+                self.reports.push_back(report);
+            }
+        }
+    }
+
     /// Adds what is known once all victims are.
     pub fn close(&mut self, incident: &Incident, evidence: &mut Evidence) {
         for victim in incident.victims.iter().take(MAX_CMDLINES) {
@@ -149,8 +218,15 @@ impl Collector {
         }
         if incident.decision.is_none() {
             evidence.log = self.log(incident);
-            if let Some(context) = incident.context() {
-                evidence.limit = owner(context, evidence.log.as_ref());
+            let first_guess = evidence.limit.as_ref().map(|owner| owner.path().to_owned());
+            evidence.limit = incident
+                .context()
+                .and_then(|context| owner(context, evidence.log.as_ref()));
+            let path = evidence.limit.as_ref().map(|owner| owner.path().to_owned());
+            if path != first_guess {
+                // The log corrected the inference: what was read is somebody else's memory.
+                evidence.memory = None;
+                self.read_memory(incident, evidence);
             }
         }
     }
@@ -215,9 +291,7 @@ impl Collector {
 
     /// What the kernel log says of this incident.
     fn log(&mut self, incident: &Incident) -> Option<OomReport> {
-        let reader = self.kmsg.as_mut()?;
-        let mut reports = kmsg::Assembler::default();
-        let mut found = None;
+        self.follow_log();
         let is_this = |report: &OomReport| {
             let tids: Vec<u32> = incident
                 .victims
@@ -233,13 +307,14 @@ impl Collector {
                     .iter()
                     .any(|victim| tids.contains(&victim.tid))
         };
-        // An error other than "nothing more" is transient (`EPIPE` is counted by the reader).
-        while let Ok(Some(record)) = reader.next_record() {
-            if let Some(report) = reports.push(record).filter(is_this) {
-                found = Some(report);
-            }
+        // Reports of incidents that are closed later stay.
+        if let Some(index) = self.reports.iter().rposition(is_this) {
+            return self.reports.remove(index);
         }
-        reports.finish().filter(is_this).or(found)
+        self.log
+            .in_progress()
+            .filter(|report| is_this(report))
+            .cloned()
     }
 }
 
@@ -255,15 +330,15 @@ fn victim_of(context: &Record) -> Option<&wire::Task> {
 /// The limit owner: named by the decision, else inferred from the trigger's ancestors.
 fn owner(context: &Record, log: Option<&OomReport>) -> Option<LimitOwner> {
     let levels = context.limit_levels();
-    let named = matches!(context.body, Body::OomDecision(_));
-    let tag = if named {
+    let is_named = matches!(context.body, Body::OomDecision(_));
+    let tag = if is_named {
         section::LIMIT_PATH
     } else {
         section::TRIGGER_PATH
     };
     let names = context.names(tag)?;
     let paths: Vec<Vec<u8>> = (0..levels.len()).map(|up| names.path(up)).collect();
-    let (index, found_by) = if named {
+    let (index, found_by) = if is_named {
         if levels.is_empty() {
             return None;
         }

@@ -1,6 +1,6 @@
 //! From an incident, its evidence and its identities to the public event.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use probe_common::wire::{self, LimitLevel as WireLevel, has, level, section};
 
@@ -16,6 +16,7 @@ use crate::{
         Node, OomKill, OomOutcome, Outcome, Process, Psi, PsiResource, PsiWindow, Role, Rss, Scope,
         Time, Trigger, Victim, VictimOutcome, text,
     },
+    identity::hierarchy::UNIFIED,
     kernel::ladder::{Hook, Signal},
     node::{
         clock::BootClock,
@@ -43,6 +44,8 @@ pub struct Context {
     pub page_bytes: u64,
     /// Boot id, for ids of incidents.
     pub boot_id: Option<String>,
+    /// Hierarchy of the memory controller; 0 is cgroup v2.
+    pub memory_hierarchy: u32,
     /// Which hook serves each signal.
     pub hooks: Vec<(Signal, Option<Hook>)>,
 }
@@ -82,8 +85,7 @@ impl Context {
 
 /// Paths of all cgroups an event about `incident` names.
 pub fn paths(incident: &Incident, evidence: &Evidence) -> Vec<Vec<u8>> {
-    let mut paths: Vec<Vec<u8>> = incident
-        .victims
+    let mut paths: Vec<Vec<u8>> = victims(incident)
         .iter()
         .map(|victim| victim.cgroup.path(0))
         .collect();
@@ -145,6 +147,8 @@ pub fn oom_kill(
     let log = evidence.log.as_ref();
     let constraint = decision
         .and_then(|decision| constraint(decision.constraint))
+        // An invocation that ends early has not set it.
+        .or_else(|| incident.limit_of_end().map(|_| Constraint::Memcg))
         .or_else(|| incident.end.and_then(|end| constraint(end.constraint)))
         .or_else(|| log.and_then(|log| log.constraint).map(from_log))
         .or_else(|| evidence.limit.as_ref().map(|_| Constraint::Memcg));
@@ -177,8 +181,7 @@ pub fn oom_kill(
             .map(|(reading, delay)| memory(context, incident, evidence, reading, *delay))
             .unwrap_or_default(),
         limit,
-        victims: incident
-            .victims
+        victims: victims(incident)
             .iter()
             .map(|victim| self::victim(context, victim, evidence, identities))
             .collect(),
@@ -204,6 +207,7 @@ pub fn oom_kill(
 pub fn oom_outcome(
     context: &Context,
     incident: &Incident,
+    is_alive: impl Fn(&wire::Task) -> bool,
     usage_before_bytes: Option<u64>,
     usage_after_bytes: Option<u64>,
     container_survived: Option<bool>,
@@ -232,7 +236,7 @@ pub fn oom_outcome(
                         .filter(|_| signal.is_none())
                         .map(|status| (status >> 8) & 0xff),
                     signal,
-                    still_alive: victim.exited.is_none(),
+                    still_alive: victim.exited.is_none() && is_alive(&victim.task),
                 }
             })
             .collect(),
@@ -245,6 +249,24 @@ pub fn oom_outcome(
                     .saturating_sub_unsigned(after)
             }),
         container_survived,
+    }
+}
+
+/// Everyone killed or marked; else whom the decision named and the kernel then found dead.
+fn victims(incident: &Incident) -> Cow<'_, [WireVictim]> {
+    match (decision(incident), incident.context()) {
+        (Some(decision), Some(record)) if incident.victims.is_empty() => {
+            Cow::Owned(vec![WireVictim {
+                task: decision.victim,
+                cgroup: record.names(section::VICTIM_PATH).unwrap_or_default(),
+                dfl_cgroup: record.names(section::VICTIM_DFL_PATH),
+                role: WireRole::AlreadyExiting,
+                killed_boot_ns: None,
+                exited: None,
+                reaped_boot_ns: None,
+            }])
+        }
+        _ => Cow::Borrowed(&incident.victims),
     }
 }
 
@@ -347,15 +369,24 @@ fn limit_level(context: &Context, level: &WireLevel, path: &[u8]) -> LimitLevel 
     let bounded = |pages: u64| (pages < NO_LIMIT_PAGES).then(|| context.bytes(pages));
     let has = |bit: u64| level.flags & bit != 0;
     let local = |count: u64| has(level::HAS_LOCAL_EVENTS).then_some(count);
+    // One counter with two meanings: v2 counts swap alone, v1 memory and swap together.
+    let counter = has(level::HAS_SWAP).then_some((level.swap_pages, level.swap_max_pages));
+    let is_v2 = context.memory_hierarchy == UNIFIED;
+    let swap = counter.filter(|_| is_v2);
+    let memsw = counter.filter(|_| !is_v2);
+    let swapped = memsw.map(|(both, _)| both.saturating_sub(level.usage_pages));
     LimitLevel {
         cgroup: cgroup(level.id, path),
         usage_bytes: Some(context.bytes(level.usage_pages)),
         limit_bytes: bounded(level.max_pages),
         watermark_bytes: Some(context.bytes(level.watermark_pages)),
-        swap_usage_bytes: has(level::HAS_SWAP).then(|| context.bytes(level.swap_pages)),
-        swap_limit_bytes: has(level::HAS_SWAP)
-            .then(|| bounded(level.swap_max_pages))
-            .flatten(),
+        swap_usage_bytes: swap
+            .map(|(usage, _)| usage)
+            .or(swapped)
+            .map(|pages| context.bytes(pages)),
+        swap_limit_bytes: swap.and_then(|(_, max)| bounded(max)),
+        memsw_usage_bytes: memsw.map(|(usage, _)| context.bytes(usage)),
+        memsw_limit_bytes: memsw.and_then(|(_, max)| bounded(max)),
         oom_group: Some(has(level::OOM_GROUP)),
         max_events: local(level.local_max),
         oom_events: local(level.local_oom),
@@ -469,6 +500,11 @@ fn process(context: &Context, task: &wire::Task, evidence: Option<&Evidence>) ->
 /// neither its pid namespace nor its parent tells.
 pub fn container_init(task: &wire::Task, who: &Who, parent: Option<&[u8]>) -> Option<bool> {
     who.container.as_ref()?;
+    is_init(task, parent)
+}
+
+/// Whether a process that is in a container is its first.
+pub fn is_init(task: &wire::Task, parent: Option<&[u8]>) -> Option<bool> {
     if parent.is_some_and(|parent| RUNTIME_MONITORS.iter().any(|name| parent.starts_with(name))) {
         return Some(true);
     }
@@ -666,3 +702,6 @@ fn hooks(context: &Context, incident: &Incident, evidence: &Evidence) -> BTreeMa
     );
     out
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,9 @@ pub const KALLSYMS: &str = "/proc/kallsyms";
 /// No kernel function is as long: an address further from the symbol before it is in none.
 const MAX_FUNCTION_BYTES: u64 = 1 << 20;
 
+/// No program of ours is as long.
+const MAX_BPF_BYTES: u64 = 64 << 10;
+
 /// Why the symbols cannot be read.
 #[derive(Debug, Error)]
 #[error("cannot read kernel symbols {path}: {source}")]
@@ -53,6 +56,17 @@ pub struct Symbol {
 }
 
 impl Symbol {
+    fn offer(&mut self, line: &Line<'_>) {
+        if self.functions + self.variables == 0 {
+            self.first_address = line.address;
+        }
+        if line.is_function() {
+            self.functions += 1;
+        } else {
+            self.variables += 1;
+        }
+    }
+
     /// The address, if the name is unambiguous and addresses are shown.
     pub fn address(&self) -> Result<u64, NoAddress> {
         match (self.functions + self.variables, self.first_address) {
@@ -73,6 +87,28 @@ pub struct Frame {
     pub offset_bytes: u64,
     /// Module it belongs to; `None` for the kernel itself.
     pub module: Option<String>,
+}
+
+/// A function of the kernel itself, or a BPF program, and the code up to the next symbol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// First address.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// Its name.
+    pub name: String,
+}
+
+impl Function {
+    /// The place at `address`, which is inside.
+    pub fn frame(&self, address: u64) -> Frame {
+        Frame {
+            function: self.name.clone(),
+            offset_bytes: address.saturating_sub(self.start),
+            module: None,
+        }
+    }
 }
 
 impl std::fmt::Display for Frame {
@@ -96,17 +132,68 @@ pub fn find(path: &Path, names: &[&str]) -> Result<Vec<Symbol>, KallsymsError> {
             .take_while(|&&i| names[i].as_bytes() == line.name)
         {
             let symbol: &mut Symbol = &mut found[index];
-            if symbol.functions + symbol.variables == 0 {
-                symbol.first_address = line.address;
-            }
-            if line.is_function() {
-                symbol.functions += 1;
-            } else {
-                symbol.variables += 1;
-            }
+            symbol.offer(&line);
         }
     })?;
     Ok(found)
+}
+
+/// In one pass of the symbol table at `path`: the symbol `name`, and all functions of the kernel
+/// itself, and BPF programs, whose name is `wanted`. None of these if addresses are hidden.
+pub fn survey(
+    path: &Path,
+    name: &str,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<(Symbol, Vec<Function>), KallsymsError> {
+    let mut symbol = Symbol::default();
+    let mut functions: Vec<Function> = Vec::new();
+    let mut is_last_open = false;
+    for_each_line(path, |line| {
+        if line.name == name.as_bytes() {
+            symbol.offer(&line);
+        }
+        if line.address == 0 {
+            return;
+        }
+        match line.module {
+            None => {}
+            // BPF code comes in no order; the next start below an address is its program all the
+            // same.
+            Some(b"bpf") => {
+                if let Some(name) = str::from_utf8(line.name).ok().filter(|name| wanted(name)) {
+                    let (start, name) = (line.address, name.to_owned());
+                    let end = start.saturating_add(MAX_BPF_BYTES);
+                    functions.push(Function { start, end, name });
+                    is_last_open = false;
+                }
+                return;
+            }
+            Some(_) => return,
+        }
+        // The table is in the order of addresses; where it is not, a function ends too early.
+        if let Some(last) = functions.last_mut().filter(|_| is_last_open) {
+            if line.address == last.start {
+                // A second name; the first is the one the kernel prints too.
+                return;
+            }
+            last.end = line
+                .address
+                .clamp(last.start, last.start + MAX_FUNCTION_BYTES);
+            is_last_open = false;
+        }
+        if let Some(name) = str::from_utf8(line.name).ok().filter(|name| wanted(name))
+            && line.is_function()
+        {
+            let (start, name) = (line.address, name.to_owned());
+            functions.push(Function {
+                start,
+                end: start,
+                name,
+            });
+            is_last_open = true;
+        }
+    })?;
+    Ok((symbol, functions))
 }
 
 /// Names the code at each of `addresses`, using the symbol table at `path`; `None` for an address
@@ -315,6 +402,22 @@ ffffffffc0000040 t zram_read\t[zram]
         ];
         assert_eq!(frames[..3], expected.map(|frame| frame.map(str::to_owned)));
         assert_eq!(frames[3..], [None, None]);
+    }
+
+    #[test]
+    fn a_survey_knows_where_functions_end() {
+        let file = table(TABLE);
+        let wanted = |name: &str| name.starts_with("oom_") || name.starts_with("zram");
+        let (symbol, functions) = survey(file.path(), "__per_cpu_offset", wanted).unwrap();
+        assert_eq!(symbol.address(), Ok(0xffff_ffff_8200_0000));
+        let [function] = &functions[..] else {
+            panic!("{functions:?}")
+        };
+        assert_eq!(function.end, 0xffff_ffff_8100_0300);
+        let frame = function.frame(0xffff_ffff_8100_02f0).to_string();
+        assert_eq!(frame, "oom_kill_process+0xf0");
+        let hidden = table("0000000000000000 T oom_kill_process\n");
+        assert_eq!(survey(hidden.path(), "x", wanted).unwrap().1, []);
     }
 
     #[test]

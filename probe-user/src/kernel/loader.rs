@@ -35,13 +35,13 @@ pub type Surveyed = (Signal, Vec<(Hook, Result<(), String>)>);
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The kernel's own types cannot be read.
-    #[error("cannot read this kernel's BTF: {0}")]
+    #[error("cannot read this kernel's BTF")]
     Btf(#[from] aya::BtfError),
     /// The object as a whole was refused: maps, or BPF itself.
-    #[error("the kernel refused oomprobe's BPF maps: {0}")]
+    #[error("the kernel refused oomprobe's BPF maps")]
     Object(#[from] EbpfError),
     /// A map of the object cannot be used.
-    #[error("BPF map {name}: {source}")]
+    #[error("BPF map {name} cannot be used")]
     Map {
         /// Which.
         name: &'static str,

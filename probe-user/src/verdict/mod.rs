@@ -162,6 +162,17 @@ fn limit_evidence(kill: &OomKill) -> Vec<String> {
                 bytes(max)
             ));
         }
+        // Without swap in use it says the same as memory alone.
+        if let (Some(used), Some(max)) = (level.memsw_usage_bytes, level.memsw_limit_bytes)
+            && level.swap_usage_bytes.is_some_and(|swap| swap > 0)
+            && used >= max
+        {
+            evidence.push(format!(
+                "memory and swap together: {} used of {}",
+                bytes(used),
+                bytes(max)
+            ));
+        }
         if matches!(kill.scope, Scope::QosSlice | Scope::Kubepods | Scope::Slice)
             && let Some((own, max)) =
                 below_limit(kill).find_map(|level| Some((level.usage_bytes?, level.limit_bytes?)))

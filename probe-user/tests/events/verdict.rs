@@ -596,3 +596,23 @@ fn names_in_commands_stay_names() {
     );
     assert!(steps.iter().all(|step| !step.contains('`')), "{steps:#?}");
 }
+
+#[test]
+fn memory_and_swap_together_are_full_only_with_swap_in_use() {
+    for (swap, says) in [(0, false), (20 * MIB, true)] {
+        let kill = with(container_kill(), |kill| {
+            let level = &mut kill.limit.as_mut().unwrap().level;
+            level.swap_usage_bytes = Some(swap);
+            level.swap_limit_bytes = None;
+            level.memsw_usage_bytes = Some(512 * MIB);
+            level.memsw_limit_bytes = Some(512 * MIB);
+        });
+        let evidence = oom_kill(&kill).evidence.join("\n");
+        assert_eq!(
+            evidence.contains("memory and swap together"),
+            says,
+            "{evidence}"
+        );
+        assert!(!evidence.contains("its swap is full"), "{evidence}");
+    }
+}

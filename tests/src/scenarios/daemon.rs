@@ -205,7 +205,7 @@ fn every_rung(context: &mut Context) -> Result<()> {
     // With a pid in place of the task, the tracepoint is of no use.
     let no_task = layout
         .iter()
-        .any(|row| row["field"] == "mark_victim.task" && row["value"] != 1);
+        .any(|row| row["field"] == "mark_victim__has_task" && row["value"] != 1);
     let signals = report["signals"].as_array().context("signals")?;
     ensure!(!signals.is_empty(), "no signal was examined: {report}");
     let mut broken = Vec::new();

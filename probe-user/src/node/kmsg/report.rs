@@ -263,6 +263,11 @@ impl Assembler {
         None
     }
 
+    /// The report in progress, for a look at it.
+    pub fn in_progress(&self) -> Option<&OomReport> {
+        self.current.as_ref()
+    }
+
     /// The report in progress, complete or not.
     pub fn finish(&mut self) -> Option<OomReport> {
         self.in_stats = false;
