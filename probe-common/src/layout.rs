@@ -105,6 +105,8 @@ kernel_layout! {
     mm_struct__total_vm,
     /// `mm_struct.pgtables_bytes` (atomic_long, bytes).
     mm_struct__pgtables_bytes,
+    /// `mm_struct.mm_users` (atomic): tasks that use it, threads included.
+    mm_struct__mm_users,
     /// `mm_struct.rss_stat`: `atomic_long_t[]` or `percpu_counter[]`.
     mm_struct__rss_stat,
     /// Distance between two counters of `rss_stat`, bytes.

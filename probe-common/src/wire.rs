@@ -313,8 +313,9 @@ record! {
         /// 1 if the victim's memcg or an ancestor of it has `memory.oom.group` set: the kill may
         /// take others along.
         in_oom_group: u32,
-        /// Zero.
-        pad: u32,
+        /// Tasks that use the victim's mm, threads included; 0 if unknown. More than the victim
+        /// has threads: others share it and will be killed too.
+        mm_users: u32,
     }
 }
 

@@ -307,6 +307,10 @@ impl<A: Access> Mm<A> {
     pub fn pgtables_bytes(self) -> Option<u64> {
         self.get(layout!(mm_struct__pgtables_bytes))
     }
+    #[inline(always)]
+    pub fn mm_users(self) -> Option<i32> {
+        self.get(layout!(mm_struct__mm_users))
+    }
     /// One rss counter, pages; 0 where this kernel's counters are unknown.
     ///
     /// Always probed: 5.10 and 6.1 refuse typed loads of `atomic_long_t` array elements.

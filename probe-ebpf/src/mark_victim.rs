@@ -64,6 +64,7 @@ fn body<A: Access>(ctx: &impl EbpfContext, task: *const u8, source: u32) {
         lost(Loss::VictimMapFull);
     }
     out.in_oom_group = in_oom_group(victim);
+    out.mm_users = victim.mm().and_then(|mm| mm.mm_users()).unwrap_or(0) as u32;
     let trigger = Task::<Probed>::current();
     if let Some(trigger) = trigger {
         describe_ids(trigger, &mut out.trigger);

@@ -9,7 +9,7 @@ mod reconcile;
 mod symbols;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     path::{Path, PathBuf},
     rc::Rc,
     time::Duration,
@@ -69,6 +69,10 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// Longer than any run; the clock cannot count all that a user may ask for.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// From the exit of the last victim to the reading of what its end gave back: the kernel reports
+/// an exit before it frees the memory (from 6.16 on), and uncharges in batches.
+const UNCHARGE: Duration = Duration::from_millis(100);
 
 /// What the user chose.
 #[derive(Clone, Debug)]
@@ -184,6 +188,8 @@ struct Daemon {
     assembler: Assembler,
     collector: Collector,
     evidence: Option<(u64, Evidence)>,
+    /// Incidents whose victims are gone, and when their memory will be given back too.
+    leaving: VecDeque<(Instant, Box<Incident>)>,
     /// By incident, from its `oom_kill` to its `oom_outcome`.
     watched: BTreeMap<u64, Watched>,
     tree: Option<Tree>,
@@ -285,6 +291,7 @@ impl Daemon {
             assembler: Assembler::new(hooks),
             collector: Collector::new(&proc, hierarchies.clone(), kmsg),
             evidence: None,
+            leaving: VecDeque::new(),
             watched: BTreeMap::new(),
             tree,
             resolver: Rc::new(Resolver::new(
@@ -344,6 +351,9 @@ impl Daemon {
                     let steps = self.assembler.tick(clock::boot_ns());
                     self.steps(steps);
                 }
+                () = sleep_until(self.leaving.front().map(|(due, _)| *due)) => {
+                    self.report_settled(Some(Instant::now()));
+                }
                 Some(made) = self.looking_up.join_next(), if !self.looking_up.is_empty() => {
                     self.made(made);
                 }
@@ -364,6 +374,7 @@ impl Daemon {
         self.take(&mut records);
         let steps = self.assembler.finish(clock::boot_ns());
         self.steps(steps);
+        self.report_settled(None);
         while let Some(made) = self.looking_up.join_next().await {
             self.made(made);
         }
@@ -439,7 +450,10 @@ impl Daemon {
             match step {
                 Step::Opened(number) => self.opened(number),
                 Step::Closed(incident) => self.closed(*incident),
-                Step::Settled(incident) => self.settled(&incident),
+                Step::Settled(incident) => {
+                    self.leaving
+                        .push_back((Instant::now() + UNCHARGE, incident));
+                }
             }
         }
     }
@@ -512,6 +526,17 @@ impl Daemon {
                 kill: explain::oom_kill(&context, &incident, &evidence, &identities, stack),
             }
         });
+    }
+
+    /// Reports on incidents whose victims have been gone for a moment, or on all.
+    fn report_settled(&mut self, now: Option<Instant>) {
+        while let Some((due, incident)) = self.leaving.pop_front() {
+            if now.is_some_and(|now| now < due) {
+                self.leaving.push_front((due, incident));
+                return;
+            }
+            self.settled(&incident);
+        }
     }
 
     fn settled(&mut self, incident: &Incident) {

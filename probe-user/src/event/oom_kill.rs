@@ -129,8 +129,9 @@ pub struct Limit {
     pub container: Option<Container>,
     /// The cgroup that was charged and all its ancestors, leaf first, the limit owner included.
     pub levels: Vec<LimitLevel>,
-    /// How the limit owner was found: `oom_control` (the kernel named it), or by inference
-    /// `under_oom`, `counter_at_max`, `common_ancestor`, `kmsg`.
+    /// How the limit owner was found: `oom_control` (the kernel named it to a hook), `oom_lock` (the
+    /// kernel had it locked for the kill), `counter_at_max` (inferred: its counter stands at its
+    /// limit), `kmsg` (the kernel log names it).
     pub found_by: Option<String>,
 }
 

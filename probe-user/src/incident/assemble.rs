@@ -15,9 +15,10 @@ use probe_common::{
 
 use crate::ring::decode::{Body, CgroupNames, Record};
 
-/// How long an incident without an end hook stays open after its last record, ns. The steps are
-/// microseconds apart; what a slow console delays longer than this is reported as late.
-pub const QUIET_NS: u64 = 2_000_000;
+/// How long an incident without an end hook, in which more may follow, stays open after its last
+/// record, ns. The steps are microseconds apart but for the kernel's own report, which a slow
+/// console stretches to milliseconds a line. What is delayed longer is reported as late.
+pub const QUIET_NS: u64 = 50_000_000;
 
 /// How long to wait for victims to be gone before saying that they are not, ns.
 pub const SETTLE_NS: u64 = 10_000_000_000;
@@ -539,11 +540,16 @@ impl Assembler {
                 killed_boot_ns.is_some()
             }
         };
+        // Nobody else is in its group or shares its memory: this was all.
+        let is_alone = mark.in_oom_group == 0 && (1..=task.threads.max(1)).contains(&mark.mm_users);
+        incident.kernel_kills += u64::from(counts);
         if incident.mark.is_none() {
             incident.mark = Some(record);
         }
-        incident.kernel_kills += u64::from(counts);
         self.kernel_kills += u64::from(counts);
+        if is_alone && !hooks.end {
+            self.close(time, steps);
+        }
     }
 
     fn end(&mut self, record: Record, end: OomEnd, steps: &mut Vec<Step>) {

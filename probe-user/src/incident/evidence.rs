@@ -125,9 +125,6 @@ impl Collector {
         if let Some(context) = incident.context() {
             evidence.limit = owner(context, None);
             self.read_memory(incident, &mut evidence);
-            if let Some(victim) = victim_of(context) {
-                self.process(victim, &mut evidence);
-            }
         }
         if let Some(meminfo) = self.meminfo.as_mut().and_then(|file| file.read().ok()) {
             let delay_ns = clock::boot_ns().saturating_sub(incident.boot_ns);
@@ -138,6 +135,10 @@ impl Collector {
             if let Ok(Reading::Values(pressure)) = psi::node(&self.proc, resource, &mut self.buf) {
                 *slot = Some(pressure);
             }
+        }
+        // Last: the kernel holds the victim's lock until its report is on the console.
+        if let Some(victim) = incident.context().and_then(victim_of) {
+            self.process(victim, &mut evidence);
         }
         evidence
     }

@@ -159,7 +159,12 @@ pub fn oom_kill(
         .context()
         .and_then(|record| record.message())
         .map(text)
-        .or_else(|| log.and_then(|log| log.message.as_deref()).map(text));
+        .or_else(|| log.and_then(|log| log.message.as_deref()).map(text))
+        // The one message for a memcg (`out_of_memory()`, mm/oom_kill.c).
+        .or_else(|| {
+            (constraint == Some(Constraint::Memcg))
+                .then(|| "Memory cgroup out of memory".to_owned())
+        });
     let limit = evidence
         .limit
         .as_ref()

@@ -107,6 +107,7 @@ const TABLE: &[Row] = table! {
     Optional upid__size: Size("upid");
     Optional mm_struct__total_vm: Offset("mm_struct", "total_vm", Int(8));
     Optional mm_struct__pgtables_bytes: Offset("mm_struct", "pgtables_bytes", Atomic(8));
+    Optional mm_struct__mm_users: Offset("mm_struct", "mm_users", Atomic(4));
     Required mm_struct__rss_stat:
         Offset("mm_struct", "rss_stat", Array(&Struct("percpu_counter"))),
         Offset("mm_struct", "rss_stat.count", Array(&Atomic(8))) => PLAIN_RSS;

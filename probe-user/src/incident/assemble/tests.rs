@@ -106,7 +106,7 @@ fn mark_of(time: u64, trigger: u32, victim: wire::Task, levels: &[LimitLevel]) -
         victim,
         trigger: task(trigger),
         in_oom_group: 1,
-        pad: 0,
+        mm_users: 1,
     };
     let levels = bytemuck::cast_slice(levels);
     let sections = [
@@ -519,7 +519,7 @@ fn with_tracepoints_only_a_group_has_several_victims() {
             victim: task(victim),
             trigger: task(TRIGGER),
             in_oom_group: 0,
-            pad: 0,
+            mm_users: 1,
         };
         record(
             kind::MARK_VICTIM,
@@ -529,7 +529,7 @@ fn with_tracepoints_only_a_group_has_several_victims() {
         )
     };
     let mut it = Assembler::new(TRACEPOINTS);
-    let mut out = feed(
+    let out = feed(
         &mut it,
         [
             kill(100, TRIGGER, 20),
@@ -538,7 +538,7 @@ fn with_tracepoints_only_a_group_has_several_victims() {
             alone(103, 21),
         ],
     );
-    out.take(it.finish(200));
+    // Without waiting: nobody else can follow.
     let all: Vec<_> = out.closed.iter().map(roles).collect();
     assert_eq!(all, [vec![(20, Role::Chosen)], vec![(21, Role::Chosen)]]);
     assert_eq!(it.kernel_kills(), 2);
@@ -579,13 +579,13 @@ fn late_members_of_a_group_are_reported_with_the_outcome() {
         [
             kill(MS, TRIGGER, 20),
             mark_of(MS, TRIGGER, task(20), &group),
-            kill(11 * MS, TRIGGER, 21),
-            mark(11 * MS, TRIGGER, 21),
-            exit(12 * MS, 20),
-            kill(21 * MS, TRIGGER, 22),
-            mark(21 * MS, TRIGGER, 22),
-            exit(22 * MS, 21),
-            exit(23 * MS, 22),
+            kill(101 * MS, TRIGGER, 21),
+            mark(101 * MS, TRIGGER, 21),
+            exit(102 * MS, 20),
+            kill(201 * MS, TRIGGER, 22),
+            mark(201 * MS, TRIGGER, 22),
+            exit(202 * MS, 21),
+            exit(203 * MS, 22),
         ],
     );
     assert_eq!((out.closed.len(), out.settled.len()), (1, 1));
