@@ -276,7 +276,12 @@ record! {
 
 record! {
     /// `out_of_memory(oc)` returned: the incident is over for the kernel.
+    ///
+    /// Sections, only if nothing killable was found: `LIMIT_LEVELS` (from `oc->memcg` up; none for
+    /// a node OOM), `LIMIT_PATH`, `STACK`, `TRIGGER_PATH`.
     OomEnd {
+        /// Current; only its thread id, unless nothing killable was found.
+        trigger: Task,
         /// Thread id of the trigger.
         trigger_tid: u32,
         /// What it returned: 0 or 1.

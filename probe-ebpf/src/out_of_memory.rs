@@ -3,21 +3,23 @@
 //! match-proto: `bool out_of_memory(struct oom_control *oc)` (mm/oom_kill.c).
 
 use aya_ebpf::{
+    EbpfContext,
     helpers::bpf_get_current_pid_tgid,
     macros::{fexit, kprobe, kretprobe},
     programs::{FExitContext, ProbeContext, RetProbeContext},
 };
-use probe_common::wire::{Loss, OomEnd, kind, source};
+use probe_common::wire::{Loss, OomEnd, kind, section, source};
 
 use crate::{
-    kernel::{Access, Kernfs, OomControl, Probed, Typed},
+    kernel::{Access, Cgroup, Kernfs, OomControl, Probed, Task, Typed},
     maps::{BULK, CRITICAL, OOM_CONTROL, Slot},
-    record::Record,
+    oom_kill_process::stack,
+    record::{Record, describe_ids, memory_kernfs},
 };
 
 #[fexit(function = "out_of_memory")]
 fn end_fx(ctx: FExitContext) -> i32 {
-    body::<Typed>(ctx.arg(0), ctx.arg::<u8>(1), source::FENTRY);
+    body::<Typed>(&ctx, ctx.arg(0), ctx.arg::<u8>(1), source::FENTRY);
     0
 }
 
@@ -33,14 +35,14 @@ fn end_kp(ctx: ProbeContext) -> u32 {
 fn end_kr(ctx: RetProbeContext) -> u32 {
     if let Some([thread, oc]) = OOM_CONTROL.get(0) {
         if *thread == bpf_get_current_pid_tgid() {
-            body::<Probed>(*oc as *const u8, ctx.ret::<u8>(), source::KPROBE);
+            body::<Probed>(&ctx, *oc as *const u8, ctx.ret::<u8>(), source::KPROBE);
         }
     }
     0
 }
 
 #[inline(always)]
-fn body<A: Access>(oc: *const u8, returned: u8, source: u32) {
+fn body<A: Access>(ctx: &impl EbpfContext, oc: *const u8, returned: u8, source: u32) {
     let Some(oc) = OomControl::<A>::new(oc) else {
         return;
     };
@@ -56,12 +58,22 @@ fn body<A: Access>(oc: *const u8, returned: u8, source: u32) {
     };
     out.constraint = oc.constraint().unwrap_or(u32::MAX);
     out.order = oc.order().unwrap_or(0);
-    out.limit_cgroup_id = oc
-        .memcg()
-        .and_then(|memcg| memcg.cgroup())
-        .and_then(|cgroup| cgroup.kn())
-        .and_then(Kernfs::id)
-        .unwrap_or(0);
+    let limit = oc.memcg();
+    let limit_cgroup = limit.and_then(|memcg| memcg.cgroup());
+    if let Some(cgroup) = limit_cgroup {
+        out.limit_cgroup_id = cgroup.kn().and_then(Kernfs::id).unwrap_or(0);
+    }
+    if out.chosen == 0 && out.returned == 0 {
+        // No other record tells of this invocation.
+        let trigger = Task::<Probed>::current();
+        if let Some(trigger) = trigger {
+            describe_ids(trigger, &mut out.trigger);
+        }
+        record.limit_levels(limit);
+        record.path(section::LIMIT_PATH, limit_cgroup.and_then(Cgroup::kn));
+        stack(record, ctx);
+        record.path(section::TRIGGER_PATH, trigger.and_then(memory_kernfs));
+    }
     // Calls that chose nobody may come in thousands while a victim is dying: not into the ring of
     // kills.
     if out.chosen == 1 {

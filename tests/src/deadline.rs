@@ -7,6 +7,11 @@ use anyhow::{Result, bail};
 /// How often a fact is looked at.
 const INTERVAL: Duration = Duration::from_millis(5);
 
+/// The deadline for what needs no waiting but on the machine: only a hang reaches it.
+pub fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
 /// Asks `look` until it gives a value, or fails with "`what` not seen in time".
 pub fn until<T>(
     deadline: Instant,

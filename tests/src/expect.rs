@@ -340,6 +340,7 @@ mod tests {
             comm: b"\xffhog".to_vec(),
             anon_rss_bytes: 30 << 20,
             oom_score_adj: 0,
+            time_us: 0,
         }
     }
 

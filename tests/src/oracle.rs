@@ -11,7 +11,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::deadline::until;
+use crate::deadline::{soon, until};
+
+/// The kernel prints at most this many full OOM reports ...
+const REPORT_BURST: usize = 10;
+/// ... in 5 s (`oom_rs` in mm/oom_kill.c); a second more, as printk has a clock of its own.
+const REPORT_INTERVAL_US: u64 = 6_000_000;
 
 /// One "Killed process" line. The kernel prints it for every kill without a rate limit; in a
 /// group kill the chosen process may get two.
@@ -27,6 +32,8 @@ pub struct Kill {
     pub anon_rss_bytes: u64,
     /// Its `oom_score_adj`.
     pub oom_score_adj: i32,
+    /// When it was logged, by the kernel's monotonic clock.
+    pub time_us: u64,
 }
 
 /// The "oom-kill:" line. Rate limited: it is missing in a burst.
@@ -36,6 +43,8 @@ pub struct Summary {
     pub constraint: String,
     /// Path of the cgroup whose limit was hit; none in a global OOM.
     pub limit_path: Option<Vec<u8>>,
+    /// Path of the chosen process's cgroup.
+    pub task_path: Vec<u8>,
     /// Thread id of the chosen process.
     pub tid: i32,
 }
@@ -56,20 +65,52 @@ pub struct Oracle {
 impl Oracle {
     /// Starts to listen.
     pub fn begin() -> Result<Self> {
-        let mut kmsg = OpenOptions::new()
+        let mut oracle = Self::of_whole_log()?;
+        // Records are numbered, not bytes: the only positions are the ends.
+        oracle
+            .kmsg
+            .seek(SeekFrom::End(0))
+            .context("/dev/kmsg: seek to the end")?;
+        Ok(oracle)
+    }
+
+    /// Starts to listen once the kernel would print a summary again, should the kills of the last
+    /// seconds have used up its allowance.
+    pub fn begin_with_reports() -> Result<Self> {
+        until(soon(), "a pause in the kernel's OOM reports", || {
+            let mut whole = Self::of_whole_log()?;
+            whole.read()?;
+            let since = monotonic_us()?.saturating_sub(REPORT_INTERVAL_US);
+            let recent = whole.kills.iter().filter(|kill| kill.time_us >= since);
+            Ok((recent.count() < REPORT_BURST).then_some(()))
+        })?;
+        Self::begin()
+    }
+
+    /// From the oldest record that the kernel still has.
+    fn of_whole_log() -> Result<Self> {
+        let kmsg = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
             .open("/dev/kmsg")
             .context("/dev/kmsg")?;
-        // Records are numbered, not bytes: the only positions are the ends.
-        kmsg.seek(SeekFrom::End(0))
-            .context("/dev/kmsg: seek to the end")?;
         Ok(Self {
             kmsg,
             vmstat_at_begin: vmstat_oom_kill()?,
             kills: Vec::new(),
             summaries: Vec::new(),
             nothing_killable: 0,
+        })
+    }
+
+    /// Waits for the summary of a kill in the cgroup with this path.
+    pub fn wait_summary(&mut self, task_path: &str, deadline: Instant) -> Result<Summary> {
+        until(deadline, &format!("oom-kill line of {task_path}"), || {
+            self.read()?;
+            let mut summaries = self.summaries.iter();
+            Ok(summaries
+                .find(|summary| summary.task_path == task_path.as_bytes())
+                .cloned())
         })
     }
 
@@ -90,8 +131,10 @@ impl Oracle {
     }
 
     fn take(&mut self, record: &[u8]) {
-        let Some(text) = message(record) else { return };
-        if let Some(kill) = parse_kill(&text) {
+        let Some((time_us, text)) = message(record) else {
+            return;
+        };
+        if let Some(kill) = parse_kill(time_us, &text) {
             self.kills.push(kill);
         } else if let Some(summary) = parse_summary(&text) {
             self.summaries.push(summary);
@@ -139,6 +182,18 @@ impl Oracle {
     }
 }
 
+/// The clock of kernel log records, in µs.
+fn monotonic_us() -> Result<u64> {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` is a timespec that lives across the call.
+    let read = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    ensure!(read == 0, "cannot read the monotonic clock");
+    Ok(now.tv_sec.unsigned_abs() * 1_000_000 + now.tv_nsec.unsigned_abs() / 1000)
+}
+
 fn vmstat_oom_kill() -> Result<u64> {
     let text = fs::read_to_string("/proc/vmstat").context("/proc/vmstat")?;
     text.lines()
@@ -148,11 +203,14 @@ fn vmstat_oom_kill() -> Result<u64> {
         .context("/proc/vmstat: oom_kill")
 }
 
-/// Text of a record of the kernel itself, unescaped: "prefix;text\n" and continuation lines.
-fn message(record: &[u8]) -> Option<Vec<u8>> {
+/// Time in µs and unescaped text of a record of the kernel itself,
+/// "priority,sequence,time,…;text\n" and continuation lines.
+fn message(record: &[u8]) -> Option<(u64, Vec<u8>)> {
     let start = record.iter().position(|byte| *byte == b';')?;
     let prefix = std::str::from_utf8(&record[..start]).ok()?;
-    let priority: u32 = prefix.split(',').next()?.parse().ok()?;
+    let mut fields = prefix.split(',');
+    let priority: u32 = fields.next()?.parse().ok()?;
+    let time_us = fields.nth(1)?.parse().ok()?;
     if priority >> 3 != 0 {
         return None; // Written by a program, not by the kernel.
     }
@@ -167,10 +225,10 @@ fn message(record: &[u8]) -> Option<Vec<u8>> {
         out.push(escaped.unwrap_or(*first));
         text = if escaped.is_some() { &rest[3..] } else { rest };
     }
-    Some(out)
+    Some((time_us, out))
 }
 
-fn parse_kill(text: &[u8]) -> Option<Kill> {
+fn parse_kill(time_us: u64, text: &[u8]) -> Option<Kill> {
     const KILLED: &[u8] = b": Killed process ";
     let at = find(text, KILLED)?;
     let rest = &text[at + KILLED.len()..];
@@ -190,21 +248,25 @@ fn parse_kill(text: &[u8]) -> Option<Kill> {
         comm: rest.get(open + 2..close)?.to_vec(),
         anon_rss_bytes: anon_kib << 10,
         oom_score_adj: field("oom_score_adj:")?.parse().ok()?,
+        time_us,
     })
 }
 
 fn parse_summary(text: &[u8]) -> Option<Summary> {
     let rest = text.strip_prefix(b"oom-kill:constraint=")?;
     let constraint = rest.split(|byte| *byte == b',').next()?;
-    let limit_path = find(rest, b",oom_memcg=").and_then(|at| {
-        let path = &rest[at + b",oom_memcg=".len()..];
-        Some(path[..rfind(path, b",task_memcg=")?].to_vec())
-    });
+    let before_task = rfind(rest, b",task_memcg=")?;
+    let limit_path = find(rest, b",oom_memcg=")
+        .and_then(|at| rest.get(at + b",oom_memcg=".len()..before_task))
+        .map(<[u8]>::to_vec);
+    let task_path = &rest[before_task + b",task_memcg=".len()..];
+    let task_path = task_path[..rfind(task_path, b",task=")?].to_vec();
     let tid = &rest[rfind(rest, b",pid=")? + b",pid=".len()..];
     let tid = std::str::from_utf8(tid.split(|byte| *byte == b',').next()?).ok()?;
     Some(Summary {
         constraint: String::from_utf8_lossy(constraint).into_owned(),
         limit_path,
+        task_path,
         tid: tid.parse().ok()?,
     })
 }
@@ -226,7 +288,9 @@ mod tests {
         let record = b"3,901,123456,-;Memory cgroup out of memory: Killed process 42 \
             (a) \\x1b\\xff (\\x0a\\x5c) total-vm:23036kB, anon-rss:20224kB, file-rss:936kB, \
             shmem-rss:0kB, UID:0 pgtables:84kB oom_score_adj:-5\n SUBSYSTEM=x\n";
-        let kill = parse_kill(&message(record).unwrap()).unwrap();
+        let (time_us, text) = message(record).unwrap();
+        let kill = parse_kill(time_us, &text).unwrap();
+        assert_eq!(kill.time_us, 123_456);
         assert_eq!(kill.message, "Memory cgroup out of memory");
         assert_eq!((kill.tid, kill.oom_score_adj), (42, -5));
         assert_eq!(kill.comm, b"a) \x1b\xff (\n\\");
@@ -246,6 +310,7 @@ mod tests {
             mems_allowed=0,oom_memcg=/a,b,task_memcg=/a,b/c,task=x,pid=1,,pid=77,uid=0";
         let summary = parse_summary(memcg).unwrap();
         assert_eq!(summary.limit_path.as_deref(), Some(&b"/a,b"[..]));
+        assert_eq!(summary.task_path, b"/a,b/c");
         assert_eq!(
             (summary.constraint.as_str(), summary.tid),
             ("CONSTRAINT_MEMCG", 77)

@@ -1,22 +1,24 @@
 //! Real pods: is the harness as real as it claims, and does oomprobe name what dies in it?
 //!
 //! One containerd serves all tests; they run one after the other. `OOMPROBE_BIN` is the program
-//! under test (`cargo xtask test` sets it).
+//! under test; without it nothing runs, so that `cargo test` works for everyone, and
+//! `cargo xtask test` sets it.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::process::ExitCode;
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Trial};
 use oomprobe_tests::containerd::{
-    Container, ContainerSpec, ContainerState, Containerd, Kmsg, OomKill, PidNamespace, PodSpec,
+    Container, ContainerSpec, ContainerState, Containerd, PidNamespace, PodSpec,
 };
+use oomprobe_tests::deadline::soon;
+use oomprobe_tests::oracle::{Oracle, Summary};
+use oomprobe_tests::tracer::Tracer;
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
@@ -24,8 +26,6 @@ const MIB: u64 = 1 << 20;
 const IDLE: &[&str] = &["/bin/sh", "-c", "echo idle; exec sleep 2147483647"];
 /// Looks for the end of a line that never comes, keeping all it has read.
 const HOG: &[&str] = &["/bin/tail", "/dev/zero"];
-/// For what takes milliseconds on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Started by the first test that runs, stopped at the end of `main`.
 type SharedContainerd = Arc<LazyLock<Result<Containerd>>>;
@@ -37,12 +37,12 @@ type TraceTest = fn(&Containerd, &Path) -> Result<()>;
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    let probe = std::env::var_os("OOMPROBE_BIN").map(PathBuf::from);
-    if probe.is_none() {
-        eprintln!("OOMPROBE_BIN is not set: what oomprobe says of pods is not tested");
-    }
+    let Some(probe) = std::env::var_os("OOMPROBE_BIN").map(PathBuf::from) else {
+        eprintln!("OOMPROBE_BIN is not set: `cargo xtask test --only pods` runs the pods");
+        return ExitCode::SUCCESS;
+    };
     let containerd: SharedContainerd = Arc::new(LazyLock::new(|| Containerd::start(&[])));
-    let conclusion = libtest_mimic::run(&arguments, trials(&containerd, probe.as_deref()));
+    let conclusion = libtest_mimic::run(&arguments, trials(&containerd, &probe));
     if conclusion.has_failed()
         && let Ok(containerd) = &**containerd
     {
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-fn trials(containerd: &SharedContainerd, probe: Option<&Path>) -> Vec<Trial> {
+fn trials(containerd: &SharedContainerd, probe: &Path) -> Vec<Trial> {
     let harness: [(&str, HarnessTest); 6] = [
         ("container_over_its_limit", container_over_its_limit),
         ("one_of_two_containers", one_of_two_containers),
@@ -74,12 +74,10 @@ fn trials(containerd: &SharedContainerd, probe: Option<&Path>) -> Vec<Trial> {
     });
     let traced = traced.map(|(name, test)| {
         let containerd = containerd.clone();
-        let given = probe.map(Path::to_path_buf);
+        let probe = probe.to_path_buf();
         Trial::test(name, move || {
-            let probe = given.ok_or("OOMPROBE_BIN is not set")?;
             within(&containerd, |containerd| test(containerd, &probe))
         })
-        .with_ignored_flag(probe.is_none())
     });
     harness.into_iter().chain(traced).collect()
 }
@@ -106,7 +104,7 @@ fn hog_and_neighbour(name: &str) -> PodSpec {
 }
 
 fn container_over_its_limit(containerd: &Containerd) -> Result<()> {
-    let mut kmsg = Kmsg::follow()?;
+    let mut kmsg = Oracle::begin_with_reports()?;
     let mut pod = lone_hog("cart-7d9f").run(containerd)?;
     let app = pod.start("app")?;
 
@@ -119,14 +117,16 @@ fn container_over_its_limit(containerd: &Containerd) -> Result<()> {
         app.cgroup_path(),
         format!("/kubepods/burstable/pod{}/{}", pod.uid(), app.id())
     );
-    let kill = kmsg.oom_kill_in(app.cgroup_path())?;
+    let kill = kmsg.wait_summary(app.cgroup_path(), soon())?;
     // The sandbox's pages count for the pod: either limit may be met first.
-    assert!([app.cgroup_path(), pod.cgroup_path()].contains(&kill.oom_memcg.as_str()));
+    let limit = kill.limit_path.context("no memcg limit was hit")?;
+    let limit = String::from_utf8(limit)?;
+    assert!([app.cgroup_path(), pod.cgroup_path()].contains(&limit.as_str()));
     Ok(())
 }
 
 fn one_of_two_containers(containerd: &Containerd) -> Result<()> {
-    let mut kmsg = Kmsg::follow()?;
+    let mut kmsg = Oracle::begin_with_reports()?;
     let mut pod = hog_and_neighbour("cart-two").run(containerd)?;
     let sidecar = pod.start("sidecar")?;
     let app = pod.start("app")?;
@@ -136,10 +136,8 @@ fn one_of_two_containers(containerd: &Containerd) -> Result<()> {
         (status.exit_code, status.reason.as_str()),
         (137, "OOMKilled")
     );
-    assert_eq!(
-        kmsg.oom_kill_in(app.cgroup_path())?.oom_memcg,
-        app.cgroup_path()
-    );
+    let kill = kmsg.wait_summary(app.cgroup_path(), soon())?;
+    assert_eq!(kill.limit_path, Some(kill.task_path));
 
     assert_eq!(sidecar.status()?.state, ContainerState::Running);
     let answer = sidecar.exec(&[
@@ -178,7 +176,7 @@ fn one_of_two_containers(containerd: &Containerd) -> Result<()> {
 }
 
 fn pod_deleted_at_once(containerd: &Containerd) -> Result<()> {
-    let mut kmsg = Kmsg::follow()?;
+    let mut kmsg = Oracle::begin_with_reports()?;
     let mut pod = lone_hog("cart-gone").run(containerd)?;
     let app = pod.start("app")?;
     app.wait_exited()?;
@@ -189,7 +187,7 @@ fn pod_deleted_at_once(containerd: &Containerd) -> Result<()> {
     assert!(!Path::new(&log_link("cart-gone", "app", &app)).exists());
     assert_eq!(cgroups_named(app.id()), Vec::<PathBuf>::new());
     // The kernel had said it before.
-    kmsg.oom_kill_in(app.cgroup_path())?;
+    kmsg.wait_summary(app.cgroup_path(), soon())?;
     Ok(())
 }
 
@@ -288,38 +286,38 @@ fn failing_test_leaves_nothing(_: &Containerd) -> Result<()> {
 }
 
 fn trace_names_the_pod(containerd: &Containerd, probe: &Path) -> Result<()> {
-    let mut trace = Trace::start(probe, &containerd.socket())?;
-    let mut kmsg = Kmsg::follow()?;
+    let tracer = trace(containerd, probe)?;
+    let mut kmsg = Oracle::begin_with_reports()?;
     let mut pod = lone_hog("cart-traced").run(containerd)?;
     let app = pod.start("app")?;
-    let event = trace.oom_kill_of(&app)?;
+    let event = oom_kill_of(&tracer, &app)?;
     assert_identity(&event, "cart-traced", pod.uid(), &app);
-    assert_scope(&event, &kmsg.oom_kill_in(app.cgroup_path())?);
+    assert_scope(&event, &kmsg.wait_summary(app.cgroup_path(), soon())?);
     Ok(())
 }
 
 fn trace_names_one_of_two_containers(containerd: &Containerd, probe: &Path) -> Result<()> {
-    let mut trace = Trace::start(probe, &containerd.socket())?;
-    let mut kmsg = Kmsg::follow()?;
+    let tracer = trace(containerd, probe)?;
+    let mut kmsg = Oracle::begin_with_reports()?;
     let mut pod = hog_and_neighbour("cart-traced-two").run(containerd)?;
     let sidecar = pod.start("sidecar")?;
     let app = pod.start("app")?;
-    let event = trace.oom_kill_of(&app)?;
+    let event = oom_kill_of(&tracer, &app)?;
     assert_identity(&event, "cart-traced-two", pod.uid(), &app);
-    assert_scope(&event, &kmsg.oom_kill_in(app.cgroup_path())?);
+    assert_scope(&event, &kmsg.wait_summary(app.cgroup_path(), soon())?);
     assert_eq!(sidecar.status()?.state, ContainerState::Running);
     Ok(())
 }
 
 fn trace_names_a_deleted_pod(containerd: &Containerd, probe: &Path) -> Result<()> {
-    let mut trace = Trace::start(probe, &containerd.socket())?;
-    let mut kmsg = Kmsg::follow()?;
+    let tracer = trace(containerd, probe)?;
+    let mut kmsg = Oracle::begin_with_reports()?;
     let mut pod = lone_hog("cart-vanished").run(containerd)?;
     let app = pod.start("app")?;
     let uid = pod.uid().to_owned();
-    let kill = kmsg.oom_kill_in(app.cgroup_path())?;
+    let kill = kmsg.wait_summary(app.cgroup_path(), soon())?;
     pod.delete()?;
-    let event = trace.oom_kill_of(&app)?;
+    let event = oom_kill_of(&tracer, &app)?;
     assert_identity(&event, "cart-vanished", &uid, &app);
     assert_scope(&event, &kill);
     Ok(())
@@ -339,8 +337,8 @@ fn assert_identity(event: &Value, pod: &str, uid: &str, app: &Container) {
 }
 
 /// The limit owner is who the kernel says it is.
-fn assert_scope(event: &Value, kill: &OomKill) {
-    let scope = if kill.oom_memcg == kill.task_memcg {
+fn assert_scope(event: &Value, kill: &Summary) {
+    let scope = if kill.limit_path.as_ref() == Some(&kill.task_path) {
         "container"
     } else {
         "pod"
@@ -348,73 +346,19 @@ fn assert_scope(event: &Value, kill: &OomKill) {
     assert_eq!(event["scope"], scope, "{kill:?}: {event:#}");
 }
 
-/// A running `oomprobe trace`.
-struct Trace {
-    process: Child,
-    lines: Receiver<String>,
+/// A tracer that asks this containerd for names.
+fn trace(containerd: &Containerd, probe: &Path) -> Result<Tracer> {
+    let socket = containerd.socket();
+    let socket = socket.to_str().context("the socket's path is not UTF-8")?;
+    Tracer::start(probe, &["--cri-socket", socket])
 }
 
-impl Trace {
-    /// Returns once its hooks are attached, of which `probe_status` is the sign.
-    fn start(probe: &Path, cri_socket: &Path) -> Result<Self> {
-        let mut process = Command::new(probe)
-            .args(["trace", "-o", "json", "--cri-socket"])
-            .arg(cri_socket)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot run {}", probe.display()))?;
-        let stdout = process.stdout.take().context("no stdout")?;
-        let (sender, lines) = channel();
-        // Ends with the process, or when nobody listens any more.
-        std::thread::spawn(move || {
-            let complete = BufReader::new(stdout).lines().map_while(Result::ok);
-            complete
-                .map(|line| sender.send(line))
-                .take_while(Result::is_ok)
-                .count()
-        });
-        let mut trace = Self { process, lines };
-        trace.event(|event| event["kind"] == "probe_status")?;
-        Ok(trace)
-    }
-
-    /// The kill in this container.
-    fn oom_kill_of(&mut self, container: &Container) -> Result<Value> {
-        self.event(|event| {
-            event["kind"] == "oom_kill" && event["container"]["id"] == container.id()
-        })
-        .with_context(|| format!("no oom_kill of container {}", container.id()))
-    }
-
-    /// The next event that is `wanted`.
-    fn event(&mut self, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut passed = Vec::new();
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Ok(line) = self.lines.recv_timeout(left) else {
-                bail!(
-                    "oomprobe ({:?}) did not print the event; it printed:\n{}",
-                    self.process.try_wait()?,
-                    passed.join("\n")
-                );
-            };
-            let event = serde_json::from_str(&line).with_context(|| format!("not JSON: {line}"))?;
-            if wanted(&event) {
-                return Ok(event);
-            }
-            passed.push(line);
-        }
-    }
-}
-
-impl Drop for Trace {
-    fn drop(&mut self) {
-        // Ended already is as good.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+/// The kill in this container.
+fn oom_kill_of(tracer: &Tracer, container: &Container) -> Result<Value> {
+    let what = format!("oom_kill of container {}", container.id());
+    tracer.wait_for(&what, soon(), |event| {
+        event["kind"] == "oom_kill" && event["container"]["id"] == container.id()
+    })
 }
 
 /// The link that the kubelet makes to a container's log.

@@ -101,7 +101,8 @@ struct Field {
 
 #[derive(Debug, Deserialize)]
 struct Signal {
-    signal: String,
+    #[serde(rename = "signal")]
+    name: String,
     hook: Option<String>,
     without: Option<String>,
     rungs: Vec<Rung>,
@@ -179,7 +180,7 @@ fn document(examined: &[Examined]) -> String {
 fn served(examined: &[Examined], signals: &[Signal]) -> String {
     let mut out = format!("{SIGNALS}\n| kernel | release | cgroup |");
     for signal in signals {
-        let _ = write!(out, " {} |", signal.signal);
+        let _ = write!(out, " {} |", signal.name);
     }
     let _ = writeln!(out, "\n|---|---|---|{}", "---|".repeat(signals.len()));
     for (name, report) in examined {
@@ -191,7 +192,7 @@ fn served(examined: &[Examined], signals: &[Signal]) -> String {
             .map_or("?", |found| &found.mode);
         let _ = write!(out, "| {name} | {release} | {cgroup} |");
         for signal in signals {
-            let same = report.signals.iter().find(|s| s.signal == signal.signal);
+            let same = report.signals.iter().find(|s| s.name == signal.name);
             let hook = same.and_then(|signal| signal.hook.as_deref());
             let kind = hook.map_or("–", |hook| {
                 hook.split_once(':').map_or(hook, |(kind, _)| kind)
@@ -211,7 +212,7 @@ fn ladder(signals: &[Signal]) -> String {
             .iter()
             .map(|rung| format!("`{}`", rung.hook))
             .collect();
-        let _ = writeln!(out, "| {} | {} |", signal.signal, hooks.join(", "));
+        let _ = writeln!(out, "| {} | {} |", signal.name, hooks.join(", "));
     }
     out
 }
@@ -310,7 +311,7 @@ mod tests {
                 reason: Some("no b".to_owned()),
             }],
             signals: vec![Signal {
-                signal: "mark".to_owned(),
+                name: "mark".to_owned(),
                 hook: hook.map(ToOwned::to_owned),
                 without: None,
                 rungs: vec![Rung {

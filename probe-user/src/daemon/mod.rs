@@ -464,7 +464,6 @@ impl Daemon {
             self.outbox.lost("victim_unlisted", incident.unlisted);
         }
         self.collector.close(&incident, &mut evidence);
-        self.name_limit(&incident, &mut evidence);
         if let Ok(tasks) = self.probe.candidates() {
             let hierarchy = self.context.memory_hierarchy;
             evidence.candidates = tasks
@@ -513,23 +512,6 @@ impl Daemon {
                 kill: explain::oom_kill(&context, &incident, &evidence, &identities, stack),
             }
         });
-    }
-
-    /// Names the limit of an invocation that killed nobody: there is only its id.
-    fn name_limit(&mut self, incident: &Incident, evidence: &mut Evidence) {
-        let Some(id) = incident.limit_of_end().filter(|_| evidence.limit.is_none()) else {
-            return;
-        };
-        let hierarchy = self.context.memory_hierarchy;
-        let path = self
-            .tree
-            .as_mut()
-            .and_then(|tree| tree.path(hierarchy, id))
-            .map(|located| located.path.to_vec());
-        if let Some(path) = path {
-            self.collector
-                .read_limit(id, path, &self.context, incident, evidence);
-        }
     }
 
     fn settled(&mut self, incident: &Incident) {

@@ -190,6 +190,9 @@ pub struct Memory {
     pub percpu_bytes: Option<u64>,
     /// vmalloc (`vmalloc`).
     pub vmalloc_bytes: Option<u64>,
+    /// Other kernel memory: pipes, BPF, pages of drivers (`kernel` without the parts above). On
+    /// cgroup v1, which does not tell the parts, all kernel memory. Null before Linux 5.18.
+    pub kernel_other_bytes: Option<u64>,
     /// Bytes in swap: not part of `total_bytes` (v2 `memory.swap.current`).
     pub swap_bytes: Option<u64>,
     /// Bytes charged, which is what the parts are compared with.

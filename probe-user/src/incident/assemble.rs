@@ -113,6 +113,8 @@ pub struct Incident {
     pub mark: Option<Record>,
     /// The end, if it is hooked.
     pub end: Option<OomEnd>,
+    /// Its record, if it is all there is: nothing killable was found.
+    pub fruitless: Option<Record>,
     /// Victims in the order of their kills.
     pub victims: Vec<Victim>,
     /// How many of [`Self::victims`] were there when the incident was closed.
@@ -138,6 +140,7 @@ impl Incident {
             decision: None,
             mark: None,
             end: None,
+            fruitless: None,
             victims: Vec::new(),
             on_time: 0,
             kernel_kills: 0,
@@ -197,25 +200,20 @@ impl Incident {
 
     /// The process that allocated, as the first record that tells has it.
     pub fn trigger(&self) -> Option<&wire::Task> {
-        self.decision
-            .iter()
-            .chain(&self.mark)
-            .find_map(|record| match &record.body {
-                Body::OomDecision(decision) => Some(&decision.trigger),
-                Body::MarkVictim(mark) => Some(&mark.trigger),
-                _ => None,
-            })
+        match &self.context()?.body {
+            Body::OomDecision(decision) => Some(&decision.trigger),
+            Body::MarkVictim(mark) => Some(&mark.trigger),
+            Body::OomEnd(end) => Some(&end.trigger),
+            _ => None,
+        }
     }
 
     /// The record that carries limit levels, stack and trigger.
     pub fn context(&self) -> Option<&Record> {
-        self.decision.as_ref().or(self.mark.as_ref())
-    }
-
-    /// Cgroup id of the limit, where the end alone names it: nobody was chosen.
-    pub fn limit_of_end(&self) -> Option<u64> {
-        let end = self.end.filter(|_| self.decision.is_none())?;
-        (end.limit_cgroup_id != 0).then_some(end.limit_cgroup_id)
+        self.decision
+            .as_ref()
+            .or(self.mark.as_ref())
+            .or(self.fruitless.as_ref())
     }
 
     fn settled(&self) -> bool {
@@ -317,7 +315,7 @@ impl Assembler {
             Body::MarkVictim(_) => self.mark(record, &mut steps),
             Body::OomEnd(end) => {
                 let end = *end;
-                self.end(record.header.time_boot_ns, end, &mut steps);
+                self.end(record, end, &mut steps);
             }
             Body::Exit(exit) => {
                 let (exit, time) = (*exit, record.header.time_boot_ns);
@@ -548,7 +546,8 @@ impl Assembler {
         self.kernel_kills += u64::from(counts);
     }
 
-    fn end(&mut self, time: u64, end: OomEnd, steps: &mut Vec<Step>) {
+    fn end(&mut self, record: Record, end: OomEnd, steps: &mut Vec<Step>) {
+        let time = record.header.time_boot_ns;
         // An end that chose nobody comes by the other ring and may be late: of a call before.
         if let Some(open) = self
             .open
@@ -589,6 +588,7 @@ impl Assembler {
         // Beside the open one, which may go on: the other ring has no order with this one.
         let mut incident = Incident::new(self.number(), time, end.trigger_tid);
         incident.end = Some(end);
+        incident.fruitless = Some(record);
         incident.folded = folded;
         incident.closed_boot_ns = Some(time);
         steps.push(Step::Closed(Box::new(incident)));

@@ -8,12 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bytemuck::Zeroable;
 use probe_common::wire;
 
 use super::{
     assemble::Incident,
-    explain::Context,
     limit::{self, FoundBy},
 };
 use crate::{
@@ -22,7 +20,7 @@ use crate::{
     node::{
         clock,
         kmsg::{self, KmsgReader, OomReport},
-        memcg::{Limit, MemcgFiles, MemcgReading, MemcgSettings, Version},
+        memcg::{MemcgFiles, MemcgReading, Version},
         meminfo::{Meminfo, MeminfoFile},
         process::ProcessDir,
         psi::{self, Pressure, Reading},
@@ -153,38 +151,6 @@ impl Collector {
         }
     }
 
-    /// Reads the limit that the kernel named by the id of its cgroup alone.
-    pub fn read_limit(
-        &mut self,
-        id: u64,
-        path: Vec<u8>,
-        context: &Context,
-        incident: &Incident,
-        evidence: &mut Evidence,
-    ) {
-        let settings = self
-            .directory(&path)
-            .and_then(|dir| MemcgSettings::read(&dir, Version::of(&dir)?, &mut self.buf).ok());
-        let Some(settings) = settings else { return };
-        let pages = |bytes: Option<u64>| bytes.unwrap_or(0) / context.page_bytes.max(1);
-        let level = LimitLevel {
-            id,
-            usage_pages: pages(settings.usage_bytes),
-            max_pages: settings
-                .max
-                .and_then(Limit::bytes)
-                .map_or(u64::MAX, |max| pages(Some(max))),
-            watermark_pages: pages(settings.peak_bytes),
-            ..LimitLevel::zeroed()
-        };
-        evidence.limit = Some(LimitOwner {
-            index: 0,
-            found_by: FoundBy::OomControl,
-            levels: vec![(level, path)],
-        });
-        self.read_memory(incident, evidence);
-    }
-
     /// Whether a process is there and not merely waits to be reaped.
     pub fn is_alive(&self, task: &wire::Task) -> bool {
         let mut buf = Vec::new();
@@ -276,16 +242,16 @@ impl Collector {
         else {
             return;
         };
-        if let Ok(cmdline) = dir.cmdline(&mut self.buf) {
-            if !cmdline.args.is_empty() {
-                let args = cmdline.args.iter().map(|arg| text(arg)).collect();
-                evidence.cmdlines.insert(task.pid, args);
-            }
+        if let Ok(cmdline) = dir.cmdline(&mut self.buf)
+            && !cmdline.args.is_empty()
+        {
+            let args = cmdline.args.iter().map(|arg| text(arg)).collect();
+            evidence.cmdlines.insert(task.pid, args);
         }
-        if let Ok(parent) = ProcessDir::open(&self.proc, task.ppid) {
-            if let Ok(comm) = parent.comm(&mut self.buf) {
-                evidence.parents.insert(task.pid, comm);
-            }
+        if let Ok(parent) = ProcessDir::open(&self.proc, task.ppid)
+            && let Ok(comm) = parent.comm(&mut self.buf)
+        {
+            evidence.parents.insert(task.pid, comm);
         }
     }
 
@@ -330,7 +296,7 @@ fn victim_of(context: &Record) -> Option<&wire::Task> {
 /// The limit owner: named by the decision, else inferred from the trigger's ancestors.
 fn owner(context: &Record, log: Option<&OomReport>) -> Option<LimitOwner> {
     let levels = context.limit_levels();
-    let is_named = matches!(context.body, Body::OomDecision(_));
+    let is_named = matches!(context.body, Body::OomDecision(_) | Body::OomEnd(_));
     let tag = if is_named {
         section::LIMIT_PATH
     } else {

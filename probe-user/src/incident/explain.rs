@@ -20,7 +20,7 @@ use crate::{
     kernel::ladder::{Hook, Signal},
     node::{
         clock::BootClock,
-        memcg::MemcgReading,
+        memcg::{MemcgReading, Version},
         meminfo::Meminfo,
         oom_score,
         psi::{Pressure, Stall},
@@ -148,7 +148,6 @@ pub fn oom_kill(
     let constraint = decision
         .and_then(|decision| constraint(decision.constraint))
         // An invocation that ends early has not set it.
-        .or_else(|| incident.limit_of_end().map(|_| Constraint::Memcg))
         .or_else(|| incident.end.and_then(|end| constraint(end.constraint)))
         .or_else(|| log.and_then(|log| log.constraint).map(from_log))
         .or_else(|| evidence.limit.as_ref().map(|_| Constraint::Memcg));
@@ -189,7 +188,16 @@ pub fn oom_kill(
         candidates: evidence
             .candidates
             .iter()
-            .map(|(task, path)| candidate(context, incident, evidence, identities, task, path))
+            .map(|(task, path)| {
+                candidate(
+                    context,
+                    incident,
+                    evidence,
+                    identities,
+                    task,
+                    path.as_deref(),
+                )
+            })
             .collect(),
         node: evidence
             .node
@@ -318,11 +326,10 @@ fn scope(
         return match constraint {
             Some(Constraint::Cpuset) => Scope::Cpuset,
             Some(Constraint::MemoryPolicy) => Scope::Mempolicy,
-            Some(Constraint::None) => Scope::Node,
+            // None told: no limit was found where one would show, see `limit::infer`.
+            Some(Constraint::None) | None => Scope::Node,
             // A limit was hit, but not seen whose.
             Some(Constraint::Memcg) => Scope::Unknown,
-            // No limit was found where one would show: see `limit::infer`.
-            None => Scope::Node,
         };
     };
     let path = owner.path();
@@ -443,7 +450,11 @@ fn memory(
         (task.has & has::MM != 0).then(|| context.pages(pages(task)).min(total))
     };
     let anon = stat.anon_bytes.max(held(|task| task.rss_anon_pages));
-    let shmem = stat.shmem_bytes.max(held(|task| task.rss_shmem_pages));
+    // Mapped shared memory may be charged elsewhere: only what there is room for was charged here.
+    let room = total.saturating_sub(anon.unwrap_or(0) + stat.file_bytes.unwrap_or(0));
+    let shmem = stat
+        .shmem_bytes
+        .max(held(|task| task.rss_shmem_pages).map(|held| held.min(room)));
     let freed = (anon.unwrap_or(0) - stat.anon_bytes.unwrap_or(0))
         + (shmem.unwrap_or(0) - stat.shmem_bytes.unwrap_or(0));
     Memory {
@@ -461,6 +472,10 @@ fn memory(
         sock_bytes: stat.sock_bytes,
         percpu_bytes: stat.percpu_bytes,
         vmalloc_bytes: stat.vmalloc_bytes,
+        kernel_other_bytes: match stat.version {
+            Version::V1 => stat.kernel_bytes,
+            Version::V2 => stat.kernel_other_bytes(),
+        },
         swap_bytes: stat.swap_bytes,
         total_bytes: Some(total),
         unexplained_bytes: Some(stat.unexplained_bytes(total).saturating_sub_unsigned(freed)),
@@ -586,16 +601,13 @@ fn candidate(
     evidence: &Evidence,
     identities: &Identities,
     task: &wire::Task,
-    path: &Option<Vec<u8>>,
+    path: Option<&[u8]>,
 ) -> Candidate {
-    let who = path
-        .as_deref()
-        .map(|path| identities.of(path))
-        .unwrap_or_default();
+    let who = path.map(|path| identities.of(path)).unwrap_or_default();
     let total = total_pages(context, incident, evidence);
     Candidate {
         process: process(context, task, None),
-        cgroup: path.as_deref().map(|path| cgroup(task.memcg_id, path)),
+        cgroup: path.map(|path| cgroup(task.memcg_id, path)),
         k8s: who.k8s,
         container: who.container,
         points: oom_score::points(task, total, context.page_bytes),

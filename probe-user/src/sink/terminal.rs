@@ -153,6 +153,7 @@ fn bar(memory: &Memory) -> Option<(String, String)> {
                 memory.page_tables_bytes,
                 memory.percpu_bytes,
                 memory.vmalloc_bytes,
+                memory.kernel_other_bytes,
             ]),
         ),
     ];

@@ -65,8 +65,10 @@ impl Parts {
         let (rss_anon, rss_shmem) = victims_rss(kill);
         // A late read misses what the victims have freed since; what they held is known.
         let anon = memory.anon_bytes?.max(rss_anon.min(total));
-        let shmem = memory.shmem_bytes?.max(rss_shmem.min(total));
         let file = memory.file_bytes?;
+        // Mapped shared memory may be charged elsewhere: no more than there is room for.
+        let room = total.saturating_sub(anon).saturating_sub(file);
+        let shmem = memory.shmem_bytes?.max(rss_shmem.min(room));
         let sock = memory.sock_bytes.unwrap_or(0);
         let mut kernel = vec![
             (
@@ -81,6 +83,10 @@ impl Parts {
             ("page tables", memory.page_tables_bytes.unwrap_or(0)),
             ("per-CPU memory", memory.percpu_bytes.unwrap_or(0)),
             ("vmalloc", memory.vmalloc_bytes.unwrap_or(0)),
+            (
+                "other kernel memory (pipes, BPF, drivers)",
+                memory.kernel_other_bytes.unwrap_or(0),
+            ),
         ];
         kernel.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
         let explained = kernel

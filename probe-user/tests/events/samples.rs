@@ -131,6 +131,7 @@ pub(crate) fn memory(total: u64, anon: u64, file: u64, shmem: u64, slab: u64, so
         sock_bytes: Some(sock),
         percpu_bytes: Some(0),
         vmalloc_bytes: Some(0),
+        kernel_other_bytes: Some(0),
         swap_bytes: Some(0),
         total_bytes: Some(total),
         unexplained_bytes: Some(i64::try_from(total).unwrap() - i64::try_from(explained).unwrap()),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::wait::{soon, until};
+use crate::deadline::{soon, until};
 
 /// One mounted cgroup hierarchy.
 struct Hierarchy {

@@ -11,11 +11,9 @@
 mod cgroup;
 mod cri;
 mod image;
-mod kmsg;
 mod logs;
 mod pod;
 mod proto;
-mod wait;
 
 use std::ffi::{CStr, OsStr};
 use std::fs::{self, File};
@@ -30,11 +28,10 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 pub use cri::{ContainerStatus, Cri, ExecOutput, ListedContainer};
-pub use kmsg::{Kmsg, OomKill};
 pub use pod::{Container, ContainerSpec, PidNamespace, Pod, PodSpec};
 pub use proto::ContainerState;
 
-use wait::{soon, until};
+use crate::deadline::{soon, until};
 
 /// Where containerd 1.x keeps shim sockets and runc's state, whatever its configuration says.
 const SHIM_STATE: &CStr = c"/run/containerd";

@@ -20,7 +20,7 @@ use super::proto::{
     LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
     PodSandboxMetadata,
 };
-use super::wait::{soon, until};
+use crate::deadline::{soon, until};
 
 /// Period of the CPU bandwidth controller, microseconds: the kubelet's default.
 const CPU_PERIOD_US: i64 = 100_000;

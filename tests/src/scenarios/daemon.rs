@@ -201,6 +201,11 @@ fn every_rung(context: &mut Context) -> Result<()> {
     // Only a required field that is absent is an error to the doctor.
     ensure!(report["error"].is_null(), "doctor: {}", report["error"]);
     let function_hooks = report["facts"]["kprobes"] == true;
+    let layout = report["layout"].as_array().context("layout")?;
+    // With a pid in place of the task, the tracepoint is of no use.
+    let no_task = layout
+        .iter()
+        .any(|row| row["field"] == "mark_victim__has_task" && row["value"] != 1);
     let signals = report["signals"].as_array().context("signals")?;
     ensure!(!signals.is_empty(), "no signal was examined: {report}");
     let mut broken = Vec::new();
@@ -209,9 +214,9 @@ fn every_rung(context: &mut Context) -> Result<()> {
         .flat_map(|signal| signal["rungs"].as_array().into_iter().flatten())
     {
         let hook = rung["hook"].as_str().context("a rung without a hook")?;
-        let kind = hook.split(':').next().unwrap_or_default();
-        let excluded =
-            rung["excluded"] == true || (!function_hooks && FUNCTION_HOOKS.contains(&kind));
+        let (kind, target) = hook.split_once(':').context("a hook without a target")?;
+        let excluded = (!function_hooks && FUNCTION_HOOKS.contains(&kind))
+            || (no_task && target == "mark_victim");
         if rung["works"] != true && !excluded {
             broken.push(format!("{hook}: {}", rung["reason"]));
         }

@@ -7,6 +7,7 @@ use probe_common::wire::{MarkVictim, OomDecision, OomEnd, Task, kind};
 
 use super::*;
 use crate::{
+    event::Container,
     identity::names::Resolver,
     incident::assemble::{Assembler, Hooks, Step, tests::record},
     node::memcg::{MemoryStat, Version},
@@ -99,6 +100,7 @@ fn killed() -> Incident {
     let mark = MarkVictim {
         victim: task(20),
         trigger: task(7),
+        ..MarkVictim::zeroed()
     };
     let mark = record(
         kind::MARK_VICTIM,
@@ -233,13 +235,14 @@ fn memory_is_split_into_disjoint_parts() {
 
 #[test]
 fn the_first_process_of_a_container() {
+    type Row = (Task, Option<&'static [u8]>, Option<bool>);
     let inside = |ns_pid, ns_level| Task {
         has: has::NS_PID,
         ns_pid,
         ns_level,
         ..task(20)
     };
-    let rows: [(Task, Option<&[u8]>, Option<bool>); 6] = [
+    let rows: [Row; 6] = [
         (inside(1, 1), None, Some(true)),
         (inside(9, 1), None, Some(false)),
         (inside(9, 1), Some(b"containerd-shim"), Some(true)),
@@ -249,7 +252,7 @@ fn the_first_process_of_a_container() {
     ];
     for (task, parent, expected) in rows {
         let who = Who {
-            container: Some(Default::default()),
+            container: Some(Container::default()),
             ..Who::default()
         };
         assert_eq!(container_init(&task, &who, parent), expected, "{parent:?}");
