@@ -115,6 +115,10 @@ impl Drop for Sysctl {
 
 fn kill_allocating_task(context: &mut Context) -> Result<()> {
     let _sysctl = Sysctl::set("/proc/sys/vm/oom_kill_allocating_task", "1")?;
+    // On a node it is set at boot: a tracer finds it set when it starts.
+    if context.tracer().is_some() {
+        context.start_tracer(&[])?;
+    }
     let cgroup = context.scratch.child("unlucky")?;
     let mut large = Spec::inside(&cgroup)
         .oom_score_adj(900)
