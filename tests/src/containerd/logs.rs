@@ -52,6 +52,8 @@ impl PodLogs {
     pub(crate) fn link(&mut self, stem: &str, log_path: &str) -> Result<()> {
         let stem = &stem[..stem.len().min(LINK_STEM_MAX_BYTES)];
         let link = self.links_directory.join(format!("{stem}.log"));
+        // Another run of the tests may have taken the directory it had made away with it.
+        self.make(&self.links_directory.clone())?;
         symlink(self.pod_directory.join(log_path), &link)
             .with_context(|| format!("cannot make {}", link.display()))?;
         self.links.push(link);

@@ -32,6 +32,7 @@ const UNSEEN: &[&str] = &[
     "slab_reclaimable_bytes",
     "slab_unreclaimable_bytes",
     "sock_bytes",
+    "kernel_other_bytes",
     "unexplained_bytes",
 ];
 

@@ -29,7 +29,7 @@ pub(super) const ALL: &[Scenario] = &[
         "vm.oom_kill_allocating_task",
         kill_allocating_task,
     )
-    .needs(&[Need::Guest, Need::NoSwap, SMALL])
+    .needs(&[Need::Tracer, Need::Guest, Need::NoSwap, SMALL])
     .guest_exclusive()
     .seconds(120),
     Scenario::new(
@@ -115,6 +115,8 @@ impl Drop for Sysctl {
 
 fn kill_allocating_task(context: &mut Context) -> Result<()> {
     let _sysctl = Sysctl::set("/proc/sys/vm/oom_kill_allocating_task", "1")?;
+    // On a node it is set at boot: a tracer finds it set when it starts.
+    let tracer = context.start_tracer(&[])?;
     let cgroup = context.scratch.child("unlucky")?;
     let mut large = Spec::inside(&cgroup)
         .oom_score_adj(900)
@@ -129,9 +131,6 @@ fn kill_allocating_task(context: &mut Context) -> Result<()> {
             .inside(&cgroup)
             .because(&[], &["node_exhausted"]),
     )?;
-    let Some(tracer) = context.tracer() else {
-        return Ok(());
-    };
     let event = tracer.wait_for("oom_kill event", context.deadline, |event| {
         names_victim(event, hog.pid())
     })?;
