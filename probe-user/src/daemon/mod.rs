@@ -231,7 +231,7 @@ impl Daemon {
         let mut probe = Probe::attach(&kernel_layout, cpus.unwrap_or(0))?;
         // The kernel's types were needed until here: some 20 MiB that nobody needs any more.
         release_memory();
-        protect_from_oom();
+        protect_from_oom(&proc);
 
         let hierarchies = hierarchy::find(&options.host_root).ok();
         let tree = hierarchies
@@ -752,12 +752,14 @@ fn release_memory() {
 
 /// Makes the OOM killer spare this process, as far as it may, and keeps its pages in memory.
 /// Neither is needed to work; both matter on a node that is out of memory.
-fn protect_from_oom() {
-    for adj in ["-999", "0"] {
-        if std::fs::write("/proc/self/oom_score_adj", adj).is_ok() {
-            break;
-        }
-    }
+fn protect_from_oom(proc: &Path) {
+    // With this sysctl the kernel kills whoever allocates, and that is us while we explain a kill;
+    // only -1000 is exempt then. Otherwise -999 is enough and leaves a last resort.
+    let kills_allocating = std::fs::read(proc.join("sys/vm/oom_kill_allocating_task"))
+        .is_ok_and(|value| value.trim_ascii() != b"0");
+    let adj = if kills_allocating { "-1000" } else { "-999" };
+    // Without CAP_SYS_RESOURCE it stays as it was, which `doctor` says.
+    let _ = std::fs::write("/proc/self/oom_score_adj", adj);
     // SAFETY: no preconditions. On fault only: pages never touched need no memory.
     unsafe {
         libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT);
