@@ -38,7 +38,7 @@ fn exit_rt(ctx: RawTracePointContext) -> i32 {
 fn body<A: Access>(task: *const u8, group_dead: Option<bool>, source: u32) {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: the value is only copied.
-    let Some(&start_boot_ns) = (unsafe { VICTIMS.get(&pid) }) else {
+    let Some(&start_boot_ns) = (unsafe { VICTIMS.get(pid) }) else {
         return;
     };
     let Some(task) = Task::<A>::new(task) else {
@@ -49,7 +49,7 @@ fn body<A: Access>(task: *const u8, group_dead: Option<bool>, source: u32) {
     if !group_dead.unwrap_or_else(|| signal.and_then(|s| s.live()) == Some(0)) {
         return;
     }
-    let _ = VICTIMS.remove(&pid);
+    let _ = VICTIMS.remove(pid);
     let Some((record, out)) = Record::new::<Exit>(Slot::Other, kind::EXIT, source) else {
         return;
     };

@@ -36,7 +36,7 @@ macro_rules! layout {
 }
 pub(crate) use layout;
 
-const _: () = assert!(size_of::<KernelLayout>() % 4 == 0);
+const _: () = assert!(size_of::<KernelLayout>().is_multiple_of(4));
 
 /// How kernel memory is read.
 pub trait Access: Copy {

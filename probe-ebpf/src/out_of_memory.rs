@@ -33,10 +33,10 @@ fn end_kp(ctx: ProbeContext) -> u32 {
 
 #[kretprobe(function = "out_of_memory")]
 fn end_kr(ctx: RetProbeContext) -> u32 {
-    if let Some([thread, oc]) = OOM_CONTROL.get(0) {
-        if *thread == bpf_get_current_pid_tgid() {
-            body::<Probed>(&ctx, *oc as *const u8, ctx.ret::<u8>(), source::KPROBE);
-        }
+    if let Some([thread, oc]) = OOM_CONTROL.get(0)
+        && *thread == bpf_get_current_pid_tgid()
+    {
+        body::<Probed>(&ctx, *oc as *const u8, ctx.ret::<u8>(), source::KPROBE);
     }
     0
 }

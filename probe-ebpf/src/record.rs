@@ -276,12 +276,12 @@ pub fn describe_ids<A: Access>(task: Task<A>, out: &mut wire::Task) {
         out.uid = uid;
         out.has |= has::CRED;
     }
-    if let Some(signal) = task.signal() {
-        if let Some(adj) = signal.oom_score_adj() {
-            out.oom_score_adj = i32::from(adj);
-            out.threads = signal.nr_threads().unwrap_or(0) as u32;
-            out.has |= has::SIGNAL;
-        }
+    if let Some(signal) = task.signal()
+        && let Some(adj) = signal.oom_score_adj()
+    {
+        out.oom_score_adj = i32::from(adj);
+        out.threads = signal.nr_threads().unwrap_or(0) as u32;
+        out.has |= has::SIGNAL;
     }
     if let Some(id) = memory_kernfs(task).and_then(Kernfs::id) {
         out.memcg_id = id;
