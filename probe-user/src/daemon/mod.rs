@@ -4,13 +4,15 @@
 //! looked up in tasks of their own, so that a slow runtime delays one event and nothing else;
 //! the sink has its own thread behind a bounded queue, so that a slow reader delays nobody.
 
+mod options;
 mod outbox;
+mod process;
 mod reconcile;
 mod symbols;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    path::{Path, PathBuf},
+    path::Path,
     rc::Rc,
     time::Duration,
 };
@@ -19,13 +21,14 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use probe_common::wire::Loss as WireLoss;
 use tokio::{
-    signal::unix::{Signal as UnixSignal, SignalKind},
     task::{JoinSet, LocalSet},
     time::{Instant, MissedTickBehavior, interval},
 };
 
+pub use options::{Filter, Options};
 pub use outbox::Ending;
 use outbox::Outbox;
+use process::{Stop, protect_from_oom, release_memory};
 use reconcile::Reconciler;
 use symbols::Symbols;
 
@@ -73,79 +76,6 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// From the exit of the last victim to the reading of what its end gave back: the kernel reports
 /// an exit before it frees the memory (from 6.16 on), and uncharges in batches.
 const UNCHARGE: Duration = Duration::from_millis(100);
-
-/// What the user chose.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Root of the host's file system: `/`, or where a container has it mounted.
-    pub host_root: PathBuf,
-    /// Socket of the container runtime; `None` tries the usual places.
-    pub cri_socket: Option<PathBuf>,
-    /// Between two `heartbeat` events; zero for none.
-    pub heartbeat: Duration,
-    /// Stop after this long.
-    pub duration: Option<Duration>,
-    /// Stop after this many `oom_kill` events that passed the filter and their outcomes.
-    pub count: Option<u64>,
-    /// Only events about this pod, namespace or container.
-    pub filter: Filter,
-}
-
-/// Which events about pods are wanted. Events about the tracer itself always are.
-#[derive(Clone, Debug, Default)]
-pub struct Filter {
-    /// `k8s.pod.name`.
-    pub pod: Option<String>,
-    /// `k8s.namespace.name`.
-    pub namespace: Option<String>,
-    /// `k8s.container.name`, or a container id or the start of one.
-    pub container: Option<String>,
-    /// Path of a cgroup that a victim must be in.
-    pub cgroup: Option<String>,
-}
-
-impl Filter {
-    fn is_empty(&self) -> bool {
-        self.pod.is_none() && self.namespace.is_none() && self.container.is_none()
-    }
-
-    fn wants(&self, k8s: Option<&event::K8s>, container: Option<&event::Container>) -> bool {
-        let same = |want: &Option<String>, is: Option<&String>| {
-            want.as_ref().is_none_or(|want| is == Some(want))
-        };
-        let in_container = self.container.as_ref().is_none_or(|want| {
-            let name = k8s.and_then(|k8s| k8s.container.as_ref()?.name.as_ref());
-            let id = container.and_then(|container| container.id.as_ref());
-            name == Some(want) || id.is_some_and(|id| id.starts_with(want.as_str()))
-        });
-        same(&self.pod, k8s.and_then(|k8s| k8s.pod.name.as_ref()))
-            && same(
-                &self.namespace,
-                k8s.and_then(|k8s| k8s.namespace.name.as_ref()),
-            )
-            && in_container
-    }
-
-    /// Whether a victim of the kill, or the owner of the limit, is wanted.
-    fn wants_kill(&self, kill: &event::OomKill) -> bool {
-        let in_cgroup = self.cgroup.is_none()
-            || kill.victims.iter().any(|victim| {
-                let cgroup = victim.cgroup.as_ref();
-                cgroup.and_then(|cgroup| cgroup.path.as_ref()) == self.cgroup.as_ref()
-            });
-        in_cgroup && (self.is_empty() || self.wants_pod(kill))
-    }
-
-    fn wants_pod(&self, kill: &event::OomKill) -> bool {
-        kill.victims
-            .iter()
-            .any(|v| self.wants(v.k8s.as_ref(), v.container.as_ref()))
-            || kill
-                .limit
-                .as_ref()
-                .is_some_and(|limit| self.wants(limit.k8s.as_ref(), limit.container.as_ref()))
-    }
-}
 
 /// Attaches, follows, reports until told to stop, and drains. Calls `ready` once, when hooks are
 /// attached and the first event is out.
@@ -684,29 +614,6 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-/// SIGINT and SIGTERM.
-struct Stop {
-    interrupt: UnixSignal,
-    terminate: UnixSignal,
-}
-
-impl Stop {
-    fn new() -> anyhow::Result<Self> {
-        let handle = |kind| tokio::signal::unix::signal(kind).context("cannot handle signals");
-        Ok(Self {
-            interrupt: handle(SignalKind::interrupt())?,
-            terminate: handle(SignalKind::terminate())?,
-        })
-    }
-
-    async fn requested(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
 fn status(
     probe: &Probe,
     report: &layout::LayoutReport,
@@ -738,30 +645,5 @@ fn status(
             .collect(),
         kernel: facts.for_event(),
         ready_ms: Some(started.elapsed().as_secs_f64() * 1000.0),
-    }
-}
-
-/// Gives freed memory back to the kernel.
-fn release_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: no preconditions.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
-/// Makes the OOM killer spare this process, as far as it may, and keeps its pages in memory.
-/// Neither is needed to work; both matter on a node that is out of memory.
-fn protect_from_oom(proc: &Path) {
-    // With this sysctl the kernel kills whoever allocates, and that is us while we explain a kill;
-    // only -1000 is exempt then. Otherwise -999 is enough and leaves a last resort.
-    let kills_allocating = std::fs::read(proc.join("sys/vm/oom_kill_allocating_task"))
-        .is_ok_and(|value| value.trim_ascii() != b"0");
-    let adj = if kills_allocating { "-1000" } else { "-999" };
-    // Without CAP_SYS_RESOURCE it stays as it was, which `doctor` says.
-    let _ = std::fs::write("/proc/self/oom_score_adj", adj);
-    // SAFETY: no preconditions. On fault only: pages never touched need no memory.
-    unsafe {
-        libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT);
     }
 }
