@@ -59,7 +59,7 @@ kernel_layout! {
     task_struct__pid,
     /// `task_struct.tgid` (i32): the process id.
     task_struct__tgid,
-    /// `task_struct.comm` (char[16]).
+    /// `task_struct.comm` (`char[16]`).
     task_struct__comm,
     /// `task_struct.flags` (u32): `PF_EXITING` and others.
     task_struct__flags,

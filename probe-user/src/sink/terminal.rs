@@ -46,7 +46,7 @@ impl<W: Write> Sink for Terminal<W> {
     }
 }
 
-/// The lines of an event, each ended by a newline and at most [`layout::WIDTH`] columns wide. Only
+/// The lines of an event, each ended by a newline and at most `layout::WIDTH` columns wide. Only
 /// `colour` brings escape codes in: all that the node's processes chose is escaped.
 pub fn render(event: &Event, colour: bool) -> String {
     let mut page = Page::new(colour);

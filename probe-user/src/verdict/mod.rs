@@ -1,8 +1,8 @@
 //! Verdicts: pure functions from the facts of an event to what they mean.
 //!
 //! A verdict cites the evidence it used and may say that it does not know. The rules:
-//! [`makeup`] what filled the memory, [`choice`] why this victim, [`jvm`] whether a heap setting
-//! leaves no room, [`kubernetes`] what the API will show, [`steps`] what to run next.
+//! `makeup` what filled the memory, `choice` why this victim, `jvm` whether a heap setting
+//! leaves no room, `kubernetes` what the API will show, `steps` what to run next.
 
 mod choice;
 mod jvm;
