@@ -167,9 +167,18 @@ impl Incident {
             .find(|victim| victim.is(task.pid, task.start_boot_ns))
     }
 
+    /// Whether others use the memory of the marked victim: they are killed too, after the kernel
+    /// has printed its report, when the victim may be gone already.
+    fn shares_mm(&self) -> bool {
+        self.mark.as_ref().is_some_and(|record| match &record.body {
+            Body::MarkVictim(mark) => mark.mm_users > mark.victim.threads.max(1),
+            _ => false,
+        })
+    }
+
     /// Whether a further kill by the same thread can belong to this invocation, where no hook
     /// tells of the end. The kernel kills nobody else for as long as the victim it chose has its
-    /// memory, unless it is taking a group.
+    /// memory, unless it is taking a group or those who share that memory.
     fn goes_on(&self) -> bool {
         let chosen_has_memory = self
             .victims
@@ -181,7 +190,7 @@ impl Incident {
                 let mut levels = context.limit_levels().into_iter();
                 levels.any(|level| level.flags & level::OOM_GROUP != 0)
             });
-        chosen_has_memory || is_group
+        chosen_has_memory || is_group || self.shares_mm()
     }
 
     /// How it ended.

@@ -544,6 +544,37 @@ fn with_tracepoints_only_a_group_has_several_victims() {
     assert_eq!(it.kernel_kills(), 2);
 }
 
+/// The kernel prints its report before it kills those who share the mm: on a slow console the
+/// victim is gone by then.
+#[test]
+fn with_tracepoints_a_twin_is_killed_after_the_victim_is_gone() {
+    let mark = MarkVictim {
+        victim: task(20),
+        trigger: task(TRIGGER),
+        in_oom_group: 0,
+        mm_users: 2,
+    };
+    let mut it = Assembler::new(TRACEPOINTS);
+    let mut out = feed(
+        &mut it,
+        [
+            kill(100, TRIGGER, 20),
+            record(
+                kind::MARK_VICTIM,
+                101,
+                &mark,
+                &[(section::VICTIM_PATH, b"c\0")],
+            ),
+            exit(105, 20),
+            kill_of(2 * MS, TRIGGER, sharing(21, 20)),
+        ],
+    );
+    out.take(it.tick(2 * MS + QUIET_NS));
+    let all: Vec<_> = out.closed.iter().map(roles).collect();
+    assert_eq!(all, [vec![(20, Role::Chosen), (21, Role::SharesMm)]]);
+    assert_eq!(it.kernel_kills(), 1);
+}
+
 /// A pid namespace that goes down signals all in it by the same kind of SIGKILL.
 #[test]
 fn signals_of_others_do_not_end_a_group_kill() {
