@@ -4,11 +4,13 @@
 //! looked up in tasks of their own, so that a slow runtime delays one event and nothing else;
 //! the sink has its own thread behind a bounded queue, so that a slow reader delays nobody.
 
+mod kills;
 mod options;
 mod outbox;
 mod process;
 mod reconcile;
 mod symbols;
+mod trust;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -25,6 +27,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
+use kills::{Made, Watched};
 pub use options::{Filter, Options};
 pub use outbox::Ending;
 use outbox::Outbox;
@@ -33,7 +36,7 @@ use reconcile::Reconciler;
 use symbols::Symbols;
 
 use crate::{
-    event::{self, Body, Heartbeat, Host, Loss, OomOutcome, ProbeStatus, SignalStatus},
+    event::{Body, Host},
     identity::{
         hierarchy::{self, Hierarchies},
         names::Resolver,
@@ -41,10 +44,10 @@ use crate::{
         tree::Tree,
     },
     incident::{
-        assemble::{Assembler, Hooks, Incident, Step},
-        evidence::{Collector, Evidence, LimitOwner},
-        explain::{self, Context},
-        who::{DEADLINE, Identities},
+        assemble::{Assembler, Hooks, Incident},
+        evidence::{Collector, Evidence},
+        explain::Context,
+        who::DEADLINE,
     },
     kernel::{
         btf::Btf,
@@ -73,10 +76,6 @@ const TICK: Duration = Duration::from_secs(1);
 /// Longer than any run; the clock cannot count all that a user may ask for.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// From the exit of the last victim to the reading of what its end gave back: the kernel reports
-/// an exit before it frees the memory (from 6.16 on), and uncharges in batches.
-const UNCHARGE: Duration = Duration::from_millis(100);
-
 /// Attaches, follows, reports until told to stop, and drains. Calls `ready` once, when hooks are
 /// attached and the first event is out.
 pub fn run<S: Sink + Send + 'static>(
@@ -100,13 +99,6 @@ pub fn run<S: Sink + Send + 'static>(
     // A look-up that hangs on a dead disk must not hold up the end.
     runtime.shutdown_background();
     result
-}
-
-/// An `oom_kill` event with the names that a look-up task found.
-struct Made {
-    number: u64,
-    boot_ns: u64,
-    kill: event::OomKill,
 }
 
 struct Daemon {
@@ -134,18 +126,6 @@ struct Daemon {
     losses: BTreeMap<WireLoss, u64>,
     decode_errors: u64,
     kills_written: u64,
-}
-
-/// What the outcome of an incident needs of its `oom_kill`.
-struct Watched {
-    usage_bytes: Option<u64>,
-    limit_path: Option<Vec<u8>>,
-    /// The first process of a container is among the victims.
-    container_died: bool,
-    /// Whether the `oom_kill` was written; `None` while its names are looked up.
-    wanted: Option<bool>,
-    /// The outcome, if it was known first.
-    outcome: Option<(OomOutcome, u64)>,
 }
 
 impl Daemon {
@@ -201,7 +181,7 @@ impl Daemon {
             boot_id: context.boot_id.clone(),
         };
         let mut outbox = Outbox::new(sink, host, Rc::clone(&context));
-        let status = status(&probe, &report, &facts, started);
+        let status = trust::status(&probe, &report, &facts, started);
         let now = clock::boot_ns();
         outbox.write(Body::ProbeStatus(status), now);
         let vmstat = Vmstat::open(&proc).ok();
@@ -374,233 +354,6 @@ impl Daemon {
             }
         });
     }
-
-    fn steps(&mut self, steps: Vec<Step>) {
-        for step in steps {
-            match step {
-                Step::Opened(number) => self.opened(number),
-                Step::Closed(incident) => self.closed(*incident),
-                Step::Settled(incident) => {
-                    self.leaving
-                        .push_back((Instant::now() + UNCHARGE, incident));
-                }
-            }
-        }
-    }
-
-    fn opened(&mut self, number: u64) {
-        // The record that opened it is in it by now, also if it was closed at once.
-        if let Some(open) = self.assembler.open().filter(|open| open.number == number) {
-            let evidence = self.collector.open(open);
-            self.evidence = Some((number, evidence));
-        }
-    }
-
-    fn closed(&mut self, incident: Incident) {
-        let own = self
-            .evidence
-            .take_if(|(number, _)| *number == incident.number);
-        let mut evidence = match own {
-            Some((_, evidence)) => evidence,
-            None => self.collector.open(&incident),
-        };
-        if incident.unlisted > 0 {
-            self.outbox.lost("victim_unlisted", incident.unlisted);
-        }
-        self.collector.close(&incident, &mut evidence);
-        if let Ok(tasks) = self.probe.candidates() {
-            let hierarchy = self.context.memory_hierarchy;
-            evidence.candidates = tasks
-                .into_iter()
-                .map(|task| {
-                    let located = self
-                        .tree
-                        .as_mut()
-                        .and_then(|t| t.path(hierarchy, task.memcg_id));
-                    (task, located.map(|located| located.path.to_vec()))
-                })
-                .collect();
-        }
-        explain::choose_candidates(&self.context, &incident, &mut evidence);
-        if !incident.victims.is_empty() {
-            let level = evidence.limit.as_ref().and_then(|owner| owner.level());
-            self.watched.insert(
-                incident.number,
-                Watched {
-                    usage_bytes: level
-                        .map(|level| level.usage_pages.saturating_mul(self.context.page_bytes)),
-                    limit_path: evidence.limit.as_ref().map(|owner| owner.path().to_owned()),
-                    container_died: incident.victims.iter().any(|victim| {
-                        let parent = evidence.parents.get(&victim.task.pid).map(Vec::as_slice);
-                        explain::is_init(&victim.task, parent) == Some(true)
-                    }),
-                    wanted: None,
-                    outcome: None,
-                },
-            );
-        }
-        self.reconciler
-            .saw(&incident, evidence.limit.as_ref().map(LimitOwner::path));
-        let (context, resolver) = (Rc::clone(&self.context), Rc::clone(&self.resolver));
-        let (node_name, symbols) = (self.node_name.clone(), Rc::clone(&self.symbols));
-        self.looking_up.spawn_local(async move {
-            let paths = explain::paths(&incident, &evidence);
-            let stack = incident.context().map(Record::stack).unwrap_or_default();
-            let (identities, stack) = tokio::join!(
-                Identities::resolve(&resolver, node_name.as_deref(), paths),
-                symbols.names(&stack, Instant::now() + DEADLINE),
-            );
-            Made {
-                number: incident.number,
-                boot_ns: incident.boot_ns,
-                kill: explain::oom_kill(&context, &incident, &evidence, &identities, stack),
-            }
-        });
-    }
-
-    /// Reports on incidents whose victims have been gone for a moment, or on all.
-    fn report_settled(&mut self, now: Option<Instant>) {
-        while let Some((due, incident)) = self.leaving.pop_front() {
-            if now.is_some_and(|now| now < due) {
-                self.leaving.push_front((due, incident));
-                return;
-            }
-            self.settled(&incident);
-        }
-    }
-
-    fn settled(&mut self, incident: &Incident) {
-        self.reconciler.saw_late(incident);
-        let Some(watched) = self.watched.get_mut(&incident.number) else {
-            return;
-        };
-        let after = watched
-            .limit_path
-            .as_deref()
-            .and_then(|path| self.collector.memory(path))
-            .map(|reading| reading.usage_bytes);
-        let survived = incident.victims.first().and_then(|victim| {
-            let path = victim.cgroup.path(0);
-            grammar::parse(&path).container_id?;
-            if watched.container_died {
-                // The rest of it is still on its way out.
-                return Some(false);
-            }
-            let dir = self.collector.directory(&path)?;
-            // A container that is gone has no processes, and soon no cgroup.
-            Some(std::fs::read(dir.join("cgroup.procs")).is_ok_and(|procs| !procs.is_empty()))
-        });
-        let outcome = explain::oom_outcome(
-            &self.context,
-            incident,
-            |task| self.collector.is_alive(task),
-            watched.usage_bytes,
-            after,
-            survived,
-        );
-        watched.outcome = Some((outcome, clock::boot_ns()));
-        self.write_outcome(incident.number);
-    }
-
-    /// Writes the outcome of an incident as soon as it is known and the `oom_kill` is out.
-    fn write_outcome(&mut self, number: u64) {
-        let is_due = self
-            .watched
-            .get(&number)
-            .is_some_and(|watched| watched.wanted.is_some() && watched.outcome.is_some());
-        if !is_due {
-            return;
-        }
-        if let Some(Watched {
-            wanted: Some(true),
-            outcome: Some((outcome, boot_ns)),
-            ..
-        }) = self.watched.remove(&number)
-        {
-            self.outbox.write(Body::OomOutcome(outcome), boot_ns);
-        }
-    }
-
-    fn made(&mut self, made: Result<Made, tokio::task::JoinError>) {
-        // Tasks do not panic on purpose and are never aborted; if one did, its event is missing
-        // and the sequence is not: count it.
-        let Ok(made) = made else {
-            self.outbox.lost("event_task_failed", 1);
-            return;
-        };
-        let is_wanted = self
-            .options
-            .count
-            .is_none_or(|count| self.kills_written < count)
-            && self.options.filter.wants_kill(&made.kill);
-        if is_wanted {
-            self.kills_written += 1;
-            self.outbox
-                .write(Body::OomKill(Box::new(made.kill)), made.boot_ns);
-        }
-        if let Some(watched) = self.watched.get_mut(&made.number) {
-            watched.wanted = Some(is_wanted);
-        }
-        self.write_outcome(made.number);
-    }
-
-    /// Reports what was lost since the last time, and what the kernel counted but nobody saw.
-    fn count_losses(&mut self) {
-        let now = clock::boot_ns();
-        for (reason, total) in self.probe.losses().into_iter().flatten() {
-            let known = self.losses.entry(reason).or_default();
-            let count = total.saturating_sub(*known);
-            *known = total;
-            if count > 0 {
-                let ring = match reason {
-                    WireLoss::CriticalRingFull => Some("critical".to_owned()),
-                    WireLoss::BulkRingFull => Some("bulk".to_owned()),
-                    WireLoss::ReadFailed | WireLoss::VictimMapFull => None,
-                };
-                let reason = reason.name().to_owned();
-                self.outbox.write(
-                    Body::Loss(Loss {
-                        reason,
-                        count,
-                        total,
-                        ring,
-                    }),
-                    now,
-                );
-            }
-        }
-        if self.decode_errors > 0 {
-            self.outbox.lost(
-                "undecodable_record",
-                std::mem::take(&mut self.decode_errors),
-            );
-        }
-        let quiet = self.assembler.open().is_none() && self.looking_up.is_empty();
-        let seen = self.assembler.kernel_kills();
-        for gap in self
-            .reconciler
-            .check(seen, quiet, &self.collector, &self.context)
-        {
-            self.outbox.write(Body::Gap(gap), now);
-        }
-    }
-
-    fn beat(&mut self) {
-        let lost = self
-            .losses
-            .iter()
-            .map(|(reason, count)| (reason.name().to_owned(), *count))
-            .chain(self.outbox.losses())
-            .collect();
-        let beat = Heartbeat {
-            uptime_s: self.started.elapsed().as_secs(),
-            events: self.outbox.counts(),
-            lost,
-            kernel_oom_kills: self.reconciler.kernel_kills(),
-            seen_oom_kills: self.assembler.kernel_kills(),
-        };
-        self.outbox.write(Body::Heartbeat(beat), clock::boot_ns());
-    }
 }
 
 const BTF_REMEDY: &str = "oomprobe reads kernel structures by the kernel's own BTF: it needs a \
@@ -611,39 +364,5 @@ async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
-    }
-}
-
-fn status(
-    probe: &Probe,
-    report: &layout::LayoutReport,
-    facts: &Facts,
-    started: Instant,
-) -> ProbeStatus {
-    ProbeStatus {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        attached: true,
-        signals: probe
-            .served
-            .iter()
-            .map(|served| SignalStatus {
-                signal: served.signal.name().to_owned(),
-                hook: served.hook.map(|hook| hook.to_string()),
-                refused: served
-                    .refused
-                    .iter()
-                    .map(|(hook, reason)| event::Refusal {
-                        hook: hook.to_string(),
-                        reason: reason.clone(),
-                    })
-                    .collect(),
-            })
-            .collect(),
-        layout_absent: report
-            .absent()
-            .map(|field| field.field.to_owned())
-            .collect(),
-        kernel: facts.for_event(),
-        ready_ms: Some(started.elapsed().as_secs_f64() * 1000.0),
     }
 }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use probe_common::wire::{Header, Kill, LimitLevel, MarkVictim, OomDecision, Reap, VERSION, kind};
 use proptest::prelude::*;
 
-use super::*;
+use super::{incident::MAX_LISTED, *};
 
 /// Hooks as on a kernel that allows all of them.
 const ALL: Hooks = Hooks {
@@ -601,7 +601,7 @@ fn signals_of_others_do_not_end_a_group_kill() {
 #[test]
 fn late_members_of_a_group_are_reported_with_the_outcome() {
     let group = [LimitLevel {
-        flags: level::OOM_GROUP,
+        flags: wire::level::OOM_GROUP,
         ..LimitLevel::zeroed()
     }];
     let mut it = Assembler::new(TRACEPOINTS);

@@ -3,14 +3,23 @@
 use std::path::Path;
 
 use bytemuck::Zeroable;
-use probe_common::wire::{MarkVictim, OomDecision, OomEnd, Task, kind};
+use probe_common::wire::{
+    LimitLevel as WireLevel, MarkVictim, OomDecision, OomEnd, Task, has, kind, level,
+};
 
-use super::*;
+use super::{
+    memory::{limit_level, memory},
+    process::container_init,
+    *,
+};
 use crate::{
-    event::Container,
+    event::{Container, Role},
     identity::names::Resolver,
-    incident::assemble::{Assembler, Hooks, Step, tests::record},
-    node::memcg::{MemoryStat, Version},
+    incident::{
+        assemble::{Assembler, Hooks, Step, tests::record},
+        who::Who,
+    },
+    node::memcg::{MemcgReading, MemoryStat, Version},
     ring::decode::Record,
 };
 
