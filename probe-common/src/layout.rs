@@ -105,6 +105,10 @@ kernel_layout! {
     mm_struct__total_vm,
     /// `mm_struct.pgtables_bytes` (atomic_long, bytes).
     mm_struct__pgtables_bytes,
+    /// `mm_struct.arg_start` (u64): user address of the first argument.
+    mm_struct__arg_start,
+    /// `mm_struct.arg_end` (u64): behind the last.
+    mm_struct__arg_end,
     /// `mm_struct.mm_users` (atomic): tasks that use it, threads included.
     mm_struct__mm_users,
     /// `mm_struct.rss_stat`: `atomic_long_t[]` or `percpu_counter[]`.

@@ -21,6 +21,9 @@ pub const MAX_STACK_FRAMES: usize = 48;
 /// Bytes of the message the kernel prints with a kill ("Memory cgroup out of memory", …).
 pub const MESSAGE_LEN: usize = 64;
 
+/// Most bytes of a victim's arguments. A power of two: it bounds a length by a mask.
+pub const ARGUMENTS_LEN: usize = 1024;
+
 /// Most possible CPUs for which the per-CPU parts are added to an rss counter inside BPF.
 pub const MAX_RSS_CPUS: u32 = 128;
 

@@ -45,6 +45,9 @@ pub mod section {
     pub const LIMIT_LEVELS: u16 = 7;
     /// Full path from the hierarchy's root, as a tracepoint gave it.
     pub const FULL_PATH: u16 = 8;
+    /// Arguments of the victim, each ended by NUL; only if the victim is the trigger's own
+    /// process, as no other memory can be read.
+    pub const ARGUMENTS: u16 = 12;
 }
 
 /// Why something could not be recorded. Index of the per-CPU loss counters.
@@ -200,6 +203,8 @@ record! {
         mm: u64,
         /// `task_struct.comm`.
         comm: [u8; COMM_LEN],
+        /// The parent's; all 0 if it could not be read.
+        parent_comm: [u8; COMM_LEN],
     }
 }
 
@@ -251,7 +256,7 @@ record! {
     /// `oom_kill_process(oc, message)`: the decision, with its context.
     ///
     /// Sections: `VICTIM_PATH`, `VICTIM_DFL_PATH`, `TRIGGER_PATH`, `LIMIT_LEVELS` (from
-    /// `oc->memcg` up; none for a node OOM), `LIMIT_PATH`, `STACK`, `MESSAGE`.
+    /// `oc->memcg` up; none for a node OOM), `LIMIT_PATH`, `STACK`, `MESSAGE`, `ARGUMENTS`.
     OomDecision {
         /// `oc->chosen`.
         victim: Task,
@@ -304,7 +309,7 @@ record! {
     /// `mark_oom_victim(task)`.
     ///
     /// Sections: `VICTIM_PATH`, `VICTIM_DFL_PATH`; where `OOM_DECISION` is not hooked also
-    /// `TRIGGER_PATH`, `LIMIT_LEVELS` (from the trigger's memcg up) and `STACK`.
+    /// `TRIGGER_PATH`, `LIMIT_LEVELS` (from the trigger's memcg up), `STACK` and `ARGUMENTS`.
     MarkVictim {
         /// The marked task.
         victim: Task,

@@ -308,6 +308,14 @@ impl<A: Access> Mm<A> {
         self.get(layout!(mm_struct__pgtables_bytes))
     }
     #[inline(always)]
+    pub fn arg_start(self) -> Option<u64> {
+        self.get(layout!(mm_struct__arg_start))
+    }
+    #[inline(always)]
+    pub fn arg_end(self) -> Option<u64> {
+        self.get(layout!(mm_struct__arg_end))
+    }
+    #[inline(always)]
     pub fn mm_users(self) -> Option<i32> {
         self.get(layout!(mm_struct__mm_users))
     }

@@ -80,6 +80,7 @@ fn body<A: Access>(ctx: &impl EbpfContext, task: *const u8, source: u32) {
     if alone {
         stack(record, ctx);
         record.path(section::TRIGGER_PATH, trigger.and_then(memory_kernfs));
+        record.arguments(Some(victim), trigger);
     }
     record.path(section::VICTIM_DFL_PATH, other_dfl_kernfs(victim));
     record.send(&CRITICAL, Loss::CriticalRingFull);

@@ -72,6 +72,7 @@ fn body<A: Access>(ctx: &impl EbpfContext, oc: *const u8, message: *const u8, so
     stack(record, ctx);
     record.path(section::TRIGGER_PATH, trigger.and_then(memory_kernfs));
     record.path(section::VICTIM_DFL_PATH, victim.and_then(other_dfl_kernfs));
+    record.arguments(victim, trigger);
     record.send(&CRITICAL, Loss::CriticalRingFull);
 }
 

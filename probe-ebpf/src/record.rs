@@ -7,14 +7,14 @@ use core::{
 
 use aya_ebpf::helpers::{
     bpf_get_smp_processor_id,
-    generated::{bpf_ktime_get_boot_ns, bpf_ringbuf_output},
+    generated::{bpf_ktime_get_boot_ns, bpf_probe_read_user, bpf_ringbuf_output},
 };
 use aya_ebpf::maps::RingBuf;
 use probe_common::{
     layout::ABSENT,
     limits::{
-        CGROUP_NAME_LEN, CGROUP_PATH_LEN, MAX_CGROUP_DEPTH, MAX_LIMIT_LEVELS, MESSAGE_LEN,
-        SCRATCH_LEN,
+        ARGUMENTS_LEN, CGROUP_NAME_LEN, CGROUP_PATH_LEN, MAX_CGROUP_DEPTH, MAX_LIMIT_LEVELS,
+        MESSAGE_LEN, SCRATCH_LEN,
     },
     wire::{self, Header, LimitLevel, Loss, Section, VERSION, has, level, section},
 };
@@ -214,6 +214,30 @@ impl Record {
         }
     }
 
+    /// Arguments of `victim`, if current has the same memory: the daemon would wait for the
+    /// victim's lock, which the kernel holds until its report is on the console.
+    #[inline(always)]
+    pub fn arguments<A: Access>(self, victim: Option<Task<A>>, current: Option<Task<Probed>>) {
+        let Some(mm) = victim.and_then(Task::mm) else {
+            return;
+        };
+        let own = current.and_then(Task::mm);
+        if own.is_none_or(|own| own.address() != mm.address()) {
+            return;
+        }
+        let (Some(start), Some(end)) = (mm.arg_start(), mm.arg_end()) else {
+            return;
+        };
+        self.filled(section::ARGUMENTS, ARGUMENTS_LEN, |room, size| {
+            let most = u64::from(size) - 1;
+            let length = end.wrapping_sub(start).min(most) & most;
+            // SAFETY: `room` is `size` bytes; the source may be anything.
+            let failed =
+                unsafe { bpf_probe_read_user(room.cast(), length as u32, start as *const _) };
+            if failed == 0 { length as i64 } else { 0 }
+        });
+    }
+
     /// Sends the record, or counts it as lost.
     #[inline(always)]
     pub fn send(self, ring: &'static RingBuf, full: Loss) {
@@ -271,6 +295,7 @@ pub fn describe_ids<A: Access>(task: Task<A>, out: &mut wire::Task) {
     }
     if let Some(parent) = task.real_parent() {
         out.ppid = parent.tgid().unwrap_or(0) as u32;
+        parent.comm(&mut out.parent_comm);
     }
     if let Some(uid) = task.cred().and_then(|cred| cred.uid()) {
         out.uid = uid;

@@ -257,9 +257,12 @@ impl Expected {
     }
 
     fn check_memory(&self, event: &Value) -> Result<()> {
-        if !self.mostly.is_empty() {
-            let bytes = |key: &str| event["memory"][key].as_i64().unwrap_or(0);
-            let total = bytes("total_bytes");
+        let bytes = |key: &str| event["memory"][key].as_i64().unwrap_or(0);
+        let total = bytes("total_bytes");
+        // On a busy machine the victim may be gone before the tracer gets a processor: the event
+        // says so, and claims nothing about memory it did not see.
+        let seen = bytes("read_usage_bytes") * 4 > total * 3;
+        if !self.mostly.is_empty() && seen {
             let part: i64 = self.mostly.iter().map(|key| bytes(key)).sum();
             ensure!(
                 part * 2 > total && total > 0,
@@ -270,7 +273,7 @@ impl Expected {
         if !self.causes.is_empty() {
             let cause = at(event, "verdict.cause").as_str().unwrap_or("");
             ensure!(
-                self.causes.contains(&cause),
+                self.causes.contains(&cause) || (!seen && cause == "unknown"),
                 "verdict {cause}, expected {:?}",
                 self.causes
             );

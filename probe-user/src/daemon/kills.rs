@@ -97,10 +97,10 @@ impl Daemon {
                     usage_bytes: level
                         .map(|level| level.usage_pages.saturating_mul(self.context.page_bytes)),
                     limit_path: evidence.limit.as_ref().map(|owner| owner.path().to_owned()),
-                    container_died: incident.victims.iter().any(|victim| {
-                        let parent = evidence.parents.get(&victim.task.pid).map(Vec::as_slice);
-                        explain::is_init(&victim.task, parent) == Some(true)
-                    }),
+                    container_died: incident
+                        .victims
+                        .iter()
+                        .any(|victim| explain::is_init(&victim.task) == Some(true)),
                     wanted: None,
                     outcome: None,
                 },

@@ -208,6 +208,9 @@ pub struct Memory {
     /// Time from the decision to the read, µs. The victim may have freed memory within it. 0 if
     /// the kernel program read them itself.
     pub read_delay_us: Option<u64>,
+    /// Bytes that were charged when the parts were read: where this is less than `total_bytes`,
+    /// victims had given memory back by then, and the parts do not show it.
+    pub read_usage_bytes: Option<u64>,
 }
 
 /// What the parts of the memory were read from.

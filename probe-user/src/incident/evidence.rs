@@ -22,7 +22,7 @@ use crate::{
         kmsg::{self, KmsgReader, OomReport},
         memcg::{MemcgFiles, MemcgReading, Version},
         meminfo::{Meminfo, MeminfoFile},
-        process::ProcessDir,
+        process::{Cmdline, ProcessDir},
         psi::{self, Pressure, Reading},
         zoneinfo,
     },
@@ -80,12 +80,19 @@ pub struct Evidence {
     pub pressure: [Option<Pressure>; 3],
     /// Arguments by process id.
     pub cmdlines: BTreeMap<u32, Vec<String>>,
-    /// Name of the parent by process id.
-    pub parents: BTreeMap<u32, Vec<u8>>,
     /// Every process with memory, and the path of its memory cgroup.
     pub candidates: Vec<(wire::Task, Option<Vec<u8>>)>,
     /// The kernel log's report, where no hook gives the decision.
     pub log: Option<OomReport>,
+}
+
+impl Evidence {
+    fn keep(&mut self, task: &wire::Task, cmdline: &Cmdline) {
+        if !cmdline.args.is_empty() {
+            let args = cmdline.args.iter().map(|arg| text(arg)).collect();
+            self.cmdlines.insert(task.pid, args);
+        }
+    }
 }
 
 /// Reads evidence. Holds open what can be.
@@ -136,9 +143,14 @@ impl Collector {
                 *slot = Some(pressure);
             }
         }
-        // Last: the kernel holds the victim's lock until its report is on the console.
-        if let Some(victim) = incident.context().and_then(victim_of) {
-            self.process(victim, &mut evidence);
+        if let Some(record) = incident.context()
+            && let Some(victim) = victim_of(record)
+        {
+            match record.arguments() {
+                Some(arguments) => evidence.keep(victim, &Cmdline::parse(arguments)),
+                // Last: the kernel holds the victim's lock until its report is on the console.
+                None => self.process(victim, &mut evidence),
+            }
         }
         evidence
     }
@@ -243,16 +255,8 @@ impl Collector {
         else {
             return;
         };
-        if let Ok(cmdline) = dir.cmdline(&mut self.buf)
-            && !cmdline.args.is_empty()
-        {
-            let args = cmdline.args.iter().map(|arg| text(arg)).collect();
-            evidence.cmdlines.insert(task.pid, args);
-        }
-        if let Ok(parent) = ProcessDir::open(&self.proc, task.ppid)
-            && let Ok(comm) = parent.comm(&mut self.buf)
-        {
-            evidence.parents.insert(task.pid, comm);
+        if let Ok(cmdline) = dir.cmdline(&mut self.buf) {
+            evidence.keep(task, &cmdline);
         }
     }
 

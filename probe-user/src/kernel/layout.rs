@@ -107,6 +107,8 @@ const TABLE: &[Row] = table! {
     Optional upid__size: Size("upid");
     Optional mm_struct__total_vm: Offset("mm_struct", "total_vm", Int(8));
     Optional mm_struct__pgtables_bytes: Offset("mm_struct", "pgtables_bytes", Atomic(8));
+    Optional mm_struct__arg_start: Offset("mm_struct", "arg_start", Int(8));
+    Optional mm_struct__arg_end: Offset("mm_struct", "arg_end", Int(8));
     Optional mm_struct__mm_users: Offset("mm_struct", "mm_users", Atomic(4));
     Required mm_struct__rss_stat:
         Offset("mm_struct", "rss_stat", Array(&Struct("percpu_counter"))),

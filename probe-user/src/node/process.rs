@@ -71,6 +71,27 @@ pub struct Cmdline {
     pub truncated: bool,
 }
 
+impl Cmdline {
+    /// Parses arguments as the process holds them in memory.
+    pub fn parse(content: &[u8]) -> Self {
+        let truncated = content.len() > CMDLINE_LEN;
+        let content = &content[..content.len().min(CMDLINE_LEN)];
+        // Each argument ends with NUL; programs that rewrite theirs leave a run of NULs behind.
+        let end = content
+            .iter()
+            .rposition(|&byte| byte != 0)
+            .map_or(0, |last| last + 1);
+        let args = match &content[..end] {
+            [] => Vec::new(),
+            content => content
+                .split(|&byte| byte == 0)
+                .map(<[u8]>::to_vec)
+                .collect(),
+        };
+        Self { args, truncated }
+    }
+}
+
 impl ProcessDir {
     /// Opens `<proc>/<pid>`; [`Error::Gone`] if there is no such process.
     pub fn open(proc: &Path, pid: u32) -> Result<Self, Error> {
@@ -108,7 +129,7 @@ impl ProcessDir {
     /// Command line, at most [`CMDLINE_LEN`] bytes of it.
     pub fn cmdline(&self, buf: &mut Vec<u8>) -> Result<Cmdline, Error> {
         self.file("cmdline")?.read_up_to(CMDLINE_LEN + 1, buf)?;
-        Ok(parse_cmdline(buf))
+        Ok(Cmdline::parse(buf))
     }
 
     /// Ids, threads, memory.
@@ -153,24 +174,6 @@ impl Stat {
 
 fn signed(content: &[u8]) -> Option<i32> {
     std::str::from_utf8(content.trim_ascii()).ok()?.parse().ok()
-}
-
-fn parse_cmdline(content: &[u8]) -> Cmdline {
-    let truncated = content.len() > CMDLINE_LEN;
-    let content = &content[..content.len().min(CMDLINE_LEN)];
-    // Each argument ends with NUL; programs that rewrite theirs leave a run of NULs behind.
-    let end = content
-        .iter()
-        .rposition(|&byte| byte != 0)
-        .map_or(0, |last| last + 1);
-    let args = match &content[..end] {
-        [] => Vec::new(),
-        content => content
-            .split(|&byte| byte == 0)
-            .map(<[u8]>::to_vec)
-            .collect(),
-    };
-    Cmdline { args, truncated }
 }
 
 fn parse_stat(content: &[u8], ticks_per_second: u64) -> Result<Stat, ParseError> {
@@ -300,13 +303,13 @@ mod tests {
 
     #[test]
     fn command_lines() {
-        let args = |content: &[u8]| parse_cmdline(content).args;
+        let args = |content: &[u8]| Cmdline::parse(content).args;
         assert_eq!(args(b""), Vec::<Vec<u8>>::new());
         assert_eq!(args(b"\0\0"), Vec::<Vec<u8>>::new());
         assert_eq!(args(b"sh\0-c\0\0"), [&b"sh"[..], b"-c"]);
         assert_eq!(args(b"a\0\0b\0"), [&b"a"[..], b"", b"b"]);
         assert_eq!(args(b"nginx: master \xff\0\0\0"), [b"nginx: master \xff"]);
-        let long = parse_cmdline(&[b'x'; CMDLINE_LEN + 1]);
+        let long = Cmdline::parse(&[b'x'; CMDLINE_LEN + 1]);
         assert!(long.truncated);
         assert_eq!(long.args[0].len(), CMDLINE_LEN);
     }

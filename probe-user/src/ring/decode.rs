@@ -171,6 +171,13 @@ impl Record {
             .map(|(_, bytes)| bytes.as_ref())
     }
 
+    /// Arguments of the victim, where the programs could read them.
+    pub fn arguments(&self) -> Option<&[u8]> {
+        self.sections
+            .get(section::ARGUMENTS)
+            .map(|(_, bytes)| bytes.as_ref())
+    }
+
     /// Counters of the charged memcg and its ancestors, leaf first.
     pub fn limit_levels(&self) -> Vec<LimitLevel> {
         self.integers(section::LIMIT_LEVELS)
@@ -206,12 +213,16 @@ fn take<T: Pod>(bytes: &Bytes, at: &mut usize) -> Result<T, DecodeError> {
 
 /// `task_struct::comm` up to its NUL.
 pub fn comm(task: &wire::Task) -> &[u8] {
-    let end = task
-        .comm
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(task.comm.len());
-    task.comm.get(..end).unwrap_or_default()
+    until_nul(&task.comm)
+}
+
+/// The same of its parent; `None` if it could not be read.
+pub fn parent_comm(task: &wire::Task) -> Option<&[u8]> {
+    Some(until_nul(&task.parent_comm)).filter(|comm| !comm.is_empty())
+}
+
+fn until_nul(bytes: &[u8]) -> &[u8] {
+    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
 #[cfg(test)]

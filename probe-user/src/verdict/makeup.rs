@@ -53,6 +53,8 @@ struct Parts {
     sock: u64,
     /// Kernel memory by kind, largest first.
     kernel: Vec<(&'static str, u64)>,
+    /// Given back before the parts were read, and nobody's resident memory.
+    freed: u64,
     unexplained: u64,
 }
 
@@ -94,7 +96,10 @@ impl Parts {
             .map(|&(_, bytes)| bytes)
             .chain([anon, file, shmem, sock])
             .fold(0_u64, u64::saturating_add);
-        let unexplained = total.saturating_sub(explained);
+        let missing = total.saturating_sub(explained);
+        let since = total.saturating_sub(memory.read_usage_bytes.unwrap_or(total));
+        let freed = missing.min(since);
+        let unexplained = missing - freed;
         Some(Self {
             total,
             anon,
@@ -102,6 +107,7 @@ impl Parts {
             shmem,
             sock,
             kernel,
+            freed,
             unexplained,
         })
     }
@@ -121,7 +127,7 @@ impl Parts {
             (Cause::Tmpfs, self.shmem),
             (Cause::Sockets, self.sock),
             (Cause::KernelMemory, self.kernel_bytes()),
-            (Cause::Unknown, self.unexplained),
+            (Cause::Unknown, self.unexplained + self.freed),
         ];
         parts.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
         let [(cause, first), (_, second), ..] = parts;
@@ -137,6 +143,7 @@ impl Parts {
             ("tmpfs/shared", self.shmem),
             ("socket buffers", self.sock),
             (kernel, kernel_bytes),
+            ("freed before it was read", self.freed),
             ("unexplained", self.unexplained),
         ];
         shares.retain(|&(_, bytes)| bytes.saturating_mul(200) >= self.total);
@@ -187,6 +194,12 @@ fn memcg(kill: &OomKill, evidence: &mut Vec<String>) -> Judgement {
     }
     let total = parts.total;
     let reason = match cause {
+        Cause::Unknown if parts.freed > parts.unexplained => {
+            return unknown(Some(format!(
+                "{} of the charge was given back before it could be read",
+                percent(parts.freed, total)
+            )));
+        }
         Cause::Unknown => {
             return unknown(Some(format!(
                 "{} of the charge is in no counter",

@@ -138,6 +138,7 @@ pub(crate) fn memory(total: u64, anon: u64, file: u64, shmem: u64, slab: u64, so
         victim_rss_ratio: None,
         source: Some(MemorySource::Kernel),
         read_delay_us: Some(0),
+        read_usage_bytes: Some(total),
     }
 }
 

@@ -315,6 +315,19 @@ fn unknown_cases() -> Vec<Case> {
             &["not known", "journalctl"],
         ),
         case(
+            "the victim's sockets were closed before memory.stat was read",
+            with(container_kill(), |kill| {
+                kill.victims[0].process = process("x", 1, MIB, 985);
+                kill.memory = memory(512 * MIB, 100 * MIB, 10 * MIB, 0, 10 * MIB, 0);
+                kill.memory.read_usage_bytes = Some(122 * MIB);
+            }),
+            GUESS(Cause::Unknown),
+            &[
+                "76 % of the charge was given back before it could be read",
+                "freed before it was read (390 MiB)",
+            ],
+        ),
+        case(
             "half of the charge is in no counter",
             with(container_kill(), |kill| {
                 kill.victims[0].process = process("x", 1, MIB, 985);

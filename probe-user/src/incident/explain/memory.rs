@@ -131,6 +131,7 @@ pub(super) fn memory(
         victim_rss_ratio: ratio,
         source: Some(MemorySource::MemoryStat),
         read_delay_us: Some(delay_ns / 1000),
+        read_usage_bytes: Some(reading.usage_bytes),
     }
 }
 

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     event::{AllocPath, Candidate, Gfp, Process, Role, Rss, Trigger, Victim, text},
     node::oom_score,
-    ring::decode::comm,
+    ring::decode::{comm, parent_comm},
 };
 
 /// Programs whose children are the first process of a container.
@@ -51,13 +51,14 @@ pub(super) fn process(
 
 /// Whether a victim is the first process of its container; `None` outside containers, and where
 /// neither its pid namespace nor its parent tells.
-pub(super) fn container_init(task: &wire::Task, who: &Who, parent: Option<&[u8]>) -> Option<bool> {
+pub(super) fn container_init(task: &wire::Task, who: &Who) -> Option<bool> {
     who.container.as_ref()?;
-    is_init(task, parent)
+    is_init(task)
 }
 
 /// Whether a process that is in a container is its first.
-pub fn is_init(task: &wire::Task, parent: Option<&[u8]>) -> Option<bool> {
+pub fn is_init(task: &wire::Task) -> Option<bool> {
+    let parent = parent_comm(task);
     if parent.is_some_and(|parent| RUNTIME_MONITORS.iter().any(|name| parent.starts_with(name))) {
         return Some(true);
     }
@@ -75,9 +76,8 @@ pub(super) fn victim(
 ) -> Victim {
     let path = victim.cgroup.path(0);
     let who = identities.of(&path);
-    let parent = evidence.parents.get(&victim.task.pid).map(Vec::as_slice);
     Victim {
-        container_init: container_init(&victim.task, &who, parent),
+        container_init: container_init(&victim.task, &who),
         process: process(context, &victim.task, Some(evidence)),
         cgroup: Some(cgroup(victim.task.memcg_id, &path)),
         k8s: who.k8s,

@@ -262,13 +262,15 @@ fn the_first_process_of_a_container() {
         (inside(20, 0), None, None),
         (task(20), Some(b"conmon"), Some(true)),
     ];
-    for (task, parent, expected) in rows {
+    for (mut task, parent, expected) in rows {
+        let parent = parent.unwrap_or_default();
+        task.parent_comm[..parent.len()].copy_from_slice(parent);
         let who = Who {
             container: Some(Container::default()),
             ..Who::default()
         };
-        assert_eq!(container_init(&task, &who, parent), expected, "{parent:?}");
-        assert_eq!(container_init(&task, &Who::default(), parent), None);
+        assert_eq!(container_init(&task, &who), expected, "{parent:?}");
+        assert_eq!(container_init(&task, &Who::default()), None);
     }
 }
 
