@@ -125,6 +125,26 @@ impl Daemon {
         });
     }
 
+    /// Reports what only the kernel log tells.
+    pub(super) fn logged(&mut self) {
+        for (report, boot_ns, folded) in self.collector.fruitless() {
+            let (context, resolver) = (Rc::clone(&self.context), Rc::clone(&self.resolver));
+            let node_name = self.node_name.clone();
+            self.looking_up.spawn_local(async move {
+                let paths = report.limit_cgroup.clone();
+                let identities = Identities::resolve(&resolver, node_name.as_deref(), paths).await;
+                let kill =
+                    explain::nothing_killable(&context, &report, boot_ns, folded, &identities);
+                // No incident of the rings has number 0.
+                Made {
+                    number: 0,
+                    boot_ns,
+                    kill,
+                }
+            });
+        }
+    }
+
     /// Reports on incidents whose victims have been gone for a moment, or on all.
     pub(super) fn report_settled(&mut self, now: Option<Instant>) {
         while let Some((due, incident)) = self.leaving.pop_front() {

@@ -268,7 +268,7 @@ impl Daemon {
                     self.made(made);
                 }
                 _ = tick.tick() => {
-                    self.collector.follow_log();
+                    self.logged();
                     self.count_losses();
                 }
                 _ = heartbeat.tick(), if beats => self.beat(),

@@ -28,6 +28,9 @@ pub struct OomKill {
     /// What the memory charged to the limit owner was made of. All null where the limit owner is
     /// no cgroup: see `node`.
     pub memory: Memory,
+    /// Earlier invocations for the same limit that killed nobody and got no event of their own:
+    /// of those, one in ten seconds is written.
+    pub folded: u64,
     /// Everyone who was killed, in the order of the kills; the chosen victim first.
     pub victims: Vec<Victim>,
     /// Whose allocation failed. Often not the victim.
@@ -221,6 +224,8 @@ pub enum MemorySource {
     Kernel,
     /// `memory.stat` of the limit owner, after the decision: see `read_delay_us`.
     MemoryStat,
+    /// The kernel log's report.
+    Kmsg,
 }
 
 /// One process that was killed or marked.

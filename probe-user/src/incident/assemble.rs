@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 
 use probe_common::wire::{self, OomEnd, section};
 
+use super::fold::Fold;
 use crate::ring::decode::{Body, Record};
 
 pub use incident::{Ending, Incident, Role, Victim};
@@ -32,12 +33,6 @@ const MAX_SETTLING: usize = 512;
 
 /// Most SIGKILLs that may become OOM kills.
 const MAX_PENDING_KILLS: usize = 64;
-
-/// Further invocations that killed nobody for one limit are folded into one for this long, ns.
-const FOLD_NS: u64 = 10_000_000_000;
-
-/// Most limits whose fruitless invocations are folded.
-const MAX_FOLDED: usize = 64;
 
 /// What the daemon can expect of the hooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,16 +62,8 @@ pub struct Assembler {
     open: Option<Incident>,
     settling: VecDeque<Incident>,
     pending_kills: VecDeque<Record>,
-    folded: VecDeque<Folded>,
+    fold: Fold<u64>,
     kernel_kills: u64,
-}
-
-/// Invocations that killed nobody, for one limit.
-#[derive(Debug)]
-struct Folded {
-    limit_cgroup_id: u64,
-    reported_boot_ns: u64,
-    count: u64,
 }
 
 impl Assembler {
@@ -88,7 +75,7 @@ impl Assembler {
             open: None,
             settling: VecDeque::new(),
             pending_kills: VecDeque::new(),
-            folded: VecDeque::new(),
+            fold: Fold::new(),
             kernel_kills: 0,
         }
     }
@@ -395,28 +382,9 @@ impl Assembler {
         if end.chosen != 0 || end.returned != 0 {
             return;
         }
-        let mut folded = 0;
-        let known = self
-            .folded
-            .iter()
-            .position(|fold| fold.limit_cgroup_id == end.limit_cgroup_id);
-        if let Some(index) = known {
-            if let Some(fold) = self.folded.get_mut(index)
-                && time < fold.reported_boot_ns.saturating_add(FOLD_NS)
-            {
-                fold.count += 1;
-                return;
-            }
-            folded = self.folded.remove(index).map_or(0, |fold| fold.count);
-        }
-        if self.folded.len() >= MAX_FOLDED {
-            self.folded.pop_front();
-        }
-        self.folded.push_back(Folded {
-            limit_cgroup_id: end.limit_cgroup_id,
-            reported_boot_ns: time,
-            count: 0,
-        });
+        let Some(folded) = self.fold.admit(end.limit_cgroup_id, time) else {
+            return;
+        };
         // Beside the open one, which may go on: the other ring has no order with this one.
         let mut incident = Incident::new(self.number(), time, end.trigger_tid);
         incident.end = Some(end);

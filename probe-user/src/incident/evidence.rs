@@ -12,6 +12,7 @@ use probe_common::wire;
 
 use super::{
     assemble::Incident,
+    fold::Fold,
     limit::{self, FoundBy},
 };
 use crate::{
@@ -106,6 +107,8 @@ pub struct Collector {
     log: kmsg::Assembler,
     /// Reports of the kernel log that no incident has claimed, oldest first.
     reports: VecDeque<OomReport>,
+    /// By the path of the limit owner.
+    fold: Fold<Option<Vec<u8>>>,
     buf: Vec<u8>,
 }
 
@@ -122,6 +125,7 @@ impl Collector {
             kmsg,
             log: kmsg::Assembler::default(),
             reports: VecDeque::new(),
+            fold: Fold::new(),
             buf: Vec::new(),
         }
     }
@@ -180,12 +184,35 @@ impl Collector {
         // An error other than "nothing more" is transient (`EPIPE` is counted by the reader).
         while let Ok(Some(record)) = reader.next_record() {
             if let Some(report) = self.log.push(record) {
-                if self.reports.len() >= MAX_REPORTS {
-                    self.reports.pop_front();
-                }
-                self.reports.push_back(report);
+                keep(&mut self.reports, report);
             }
         }
+        if let Some(report) = self.log.expire(clock::monotonic_ns() / 1000) {
+            keep(&mut self.reports, report);
+        }
+    }
+
+    /// Invocations that killed nobody, by the kernel log: with ns since boot, and how many of
+    /// their kind were not reported before.
+    pub fn fruitless(&mut self) -> Vec<(OomReport, u64, u64)> {
+        self.follow_log();
+        let suspended_ns = clock::boot_ns().saturating_sub(clock::monotonic_ns());
+        let is_fruitless = |report: &OomReport| report.no_killable && report.victims.is_empty();
+        let mut found = Vec::new();
+        for _ in 0..self.reports.len() {
+            let Some(report) = self.reports.pop_front() else {
+                break;
+            };
+            if !is_fruitless(&report) {
+                self.reports.push_back(report);
+                continue;
+            }
+            let boot_ns = report.time_us.saturating_mul(1000) + suspended_ns;
+            if let Some(folded) = self.fold.admit(report.limit_cgroup.clone(), boot_ns) {
+                found.push((report, boot_ns, folded));
+            }
+        }
+        found
     }
 
     /// Adds what is known once all victims are.
@@ -287,6 +314,13 @@ impl Collector {
             .filter(|report| is_this(report))
             .cloned()
     }
+}
+
+fn keep(reports: &mut VecDeque<OomReport>, report: OomReport) {
+    if reports.len() >= MAX_REPORTS {
+        reports.pop_front();
+    }
+    reports.push_back(report);
 }
 
 /// The victim that opened an incident.

@@ -1,9 +1,11 @@
 //! From an incident, its evidence and its identities to the public event.
 
+mod logged;
 mod memory;
 mod outcome;
 mod process;
 
+pub use logged::nothing_killable;
 pub use outcome::oom_outcome;
 pub use process::is_init;
 
@@ -70,9 +72,13 @@ impl Context {
 
     /// Unique over boots.
     pub fn incident_id(&self, incident: &Incident) -> String {
+        self.incident_id_at(incident.boot_ns)
+    }
+
+    fn incident_id_at(&self, boot_ns: u64) -> String {
         let boot = self.boot_id.as_deref().unwrap_or("unknown");
         let boot = boot.split('-').next().unwrap_or(boot);
-        format!("{boot}-{}", incident.boot_ns)
+        format!("{boot}-{boot_ns}")
     }
 }
 
@@ -164,7 +170,12 @@ pub fn oom_kill(
         .map(|owner| memory::limit(context, owner, identities));
     let mut kill = OomKill {
         incident: context.incident_id(incident),
-        scope: scope(evidence.limit.as_ref(), identities, constraint, order),
+        scope: scope(
+            evidence.limit.as_ref().map(LimitOwner::path),
+            identities,
+            constraint,
+            order,
+        ),
         constraint,
         message,
         outcome: match incident.ending() {
@@ -178,6 +189,7 @@ pub fn oom_kill(
             .map(|(reading, delay)| memory::memory(context, incident, evidence, reading, *delay))
             .unwrap_or_default(),
         limit,
+        folded: incident.folded,
         victims: victims(incident)
             .iter()
             .map(|victim| process::victim(context, victim, evidence, identities))
@@ -256,7 +268,7 @@ fn from_log(constraint: crate::node::kmsg::Constraint) -> Constraint {
 }
 
 fn scope(
-    owner: Option<&LimitOwner>,
+    owner: Option<&[u8]>,
     identities: &Identities,
     constraint: Option<Constraint>,
     order: Option<i32>,
@@ -264,7 +276,7 @@ fn scope(
     if order == Some(-1) {
         return Scope::Sysrq;
     }
-    let Some(owner) = owner else {
+    let Some(path) = owner else {
         return match constraint {
             Some(Constraint::Cpuset) => Scope::Cpuset,
             Some(Constraint::MemoryPolicy) => Scope::Mempolicy,
@@ -274,7 +286,6 @@ fn scope(
             Some(Constraint::Memcg) => Scope::Unknown,
         };
     };
-    let path = owner.path();
     match identities.of(path).claim {
         Some(claim) if claim.container_id.is_some() => Scope::Container,
         Some(claim) if claim.pod_uid.is_some() => Scope::Pod,

@@ -3,5 +3,6 @@
 pub mod assemble;
 pub mod evidence;
 pub mod explain;
+pub mod fold;
 pub mod limit;
 pub mod who;

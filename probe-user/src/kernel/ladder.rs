@@ -48,7 +48,7 @@ impl Signal {
                 "the limit owner is inferred from its counters and the kernel log, not named by \
                  the kernel; points of the decision are unknown"
             }
-            Self::OomEnd => "an OOM that killed nobody is seen in counters only",
+            Self::OomEnd => "an OOM that killed nobody is seen in the kernel log only",
             Self::VictimMark => "kills cannot be seen",
             Self::KernelKill => {
                 "a victim that was dying anyway cannot be told from a kill, and processes that \

@@ -54,6 +54,11 @@ pub fn boot_ns() -> u64 {
     nanoseconds(clock_gettime(ClockId::Boottime)).unsigned_abs()
 }
 
+/// `CLOCK_MONOTONIC`, ns: the clock of the kernel log, near enough.
+pub fn monotonic_ns() -> u64 {
+    nanoseconds(clock_gettime(ClockId::Monotonic)).unsigned_abs()
+}
+
 fn nanoseconds(time: Timespec) -> i64 {
     time.tv_sec
         .saturating_mul(1_000_000_000)

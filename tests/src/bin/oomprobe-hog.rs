@@ -11,7 +11,7 @@ use std::ffi::{CString, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -79,6 +79,12 @@ enum Workload {
     Sockets { pairs: u32 },
     /// Pipes filled and never read
     Pipes { count: u32 },
+    /// A child that still runs on its parent's memory, which the OOM killer leaves alone, fills
+    /// pipes in another cgroup
+    Vfork {
+        /// The `cgroup.procs` it joins
+        procs: PathBuf,
+    },
     /// A thread takes the memory after the leader has exited
     LeaderExits { mib: usize },
     /// Two processes that share one address space
@@ -174,6 +180,7 @@ fn work(workload: Workload, cgroups: &[PathBuf], child_waits: bool) -> Result<Ex
         }
         Workload::Sockets { pairs } => return sockets(pairs),
         Workload::Pipes { count } => return pipes(count),
+        Workload::Vfork { procs } => return vfork(&procs),
         Workload::LeaderExits { mib } => leader_exits(mib)?,
         Workload::SharedMm { mib } => shared_mm(mib)?,
         Workload::Child { mib } => {
@@ -343,6 +350,63 @@ fn pipes(count: u32) -> Result<ExitCode> {
         held.push(ends);
     }
     Ok(wait_to_be_killed())
+}
+
+fn vfork(procs: &Path) -> Result<ExitCode> {
+    /// Shared with the child.
+    struct Child {
+        procs: RawFd,
+        tid: libc::pid_t,
+        errno: Errno,
+    }
+    /// All that the child does: system calls, as it shares the parent's memory.
+    extern "C" fn fill(child: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: the parent's, which waits for as long as the child runs.
+        let child = unsafe { &mut *child.cast::<Child>() };
+        let page = [1_u8; PAGE];
+        // SAFETY: valid descriptors and buffers of the sizes told; the rest takes nothing.
+        unsafe {
+            child.tid = libc::gettid();
+            if libc::write(child.procs, b"0".as_ptr().cast(), 1) < 0 {
+                child.errno = Errno::last();
+                return 1;
+            }
+            loop {
+                let mut ends = [0; 2];
+                if libc::pipe2(ends.as_mut_ptr(), libc::O_NONBLOCK) < 0 {
+                    child.errno = Errno::last();
+                    return 0;
+                }
+                while libc::write(ends[1], page.as_ptr().cast(), page.len()) > 0 {}
+                if Errno::last() != Errno::EAGAIN {
+                    child.errno = Errno::last();
+                    return 0;
+                }
+            }
+        }
+    }
+    raise_descriptor_limit()?;
+    let procs = File::options()
+        .write(true)
+        .open(procs)
+        .context("open cgroup.procs")?;
+    let mut shared = Child {
+        procs: procs.as_raw_fd(),
+        tid: 0,
+        errno: Errno::UnknownErrno,
+    };
+    let mut stack = vec![0_u128; 4096];
+    // SAFETY: the stack is aligned, grows down from its end, and outlives the child, as does what
+    // it is given: CLONE_VFORK has this process wait for its exit.
+    let child = Errno::result(unsafe {
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        let end = stack.as_mut_ptr_range().end;
+        libc::clone(fill, end.cast(), flags, (&raw mut shared).cast())
+    })
+    .context("clone")?;
+    waitpid(Pid::from_raw(child), None)?;
+    println!("child {}", shared.tid);
+    no_more(shared.errno)
 }
 
 fn leader_exits(mib: usize) -> Result<()> {

@@ -50,6 +50,11 @@ pub(super) const ALL: &[Scenario] = &[
     )
     .needs(&[Need::FreezerV1]),
     Scenario::new(
+        "nobody_to_choose",
+        "the only process in the limit is a child of vfork: the allocation fails",
+        nobody_to_choose,
+    ),
+    Scenario::new(
         "nobody_killable",
         "all are protected: the allocation fails",
         nobody_killable,
@@ -286,8 +291,17 @@ impl Drop for Freezer {
     }
 }
 
+/// A child of vfork is left alone for its parent's sake, and is all there is in the limit.
+fn nobody_to_choose(context: &mut Context) -> Result<()> {
+    let cgroup = context.scratch.child("vfork")?;
+    cgroup.limit(16 * MIB)?;
+    let procs = cgroup.directory().join("cgroup.procs").into_os_string();
+    let mut hog = Spec::default().start(&["vfork".into(), procs], context.deadline)?;
+    let child = hog.child_pid(context.deadline)?;
+    fruitless(context, &mut hog, &cgroup, child)
+}
+
 fn nobody_killable(context: &mut Context) -> Result<()> {
-    const ENOMEM: &str = "12";
     let cgroup = context.scratch.child("protected")?;
     cgroup.limit(16 * MIB)?;
     let mount = Mount::new("tmpfs", "size=64m")?;
@@ -295,6 +309,13 @@ fn nobody_killable(context: &mut Context) -> Result<()> {
     let mut hog = Spec::inside(&cgroup)
         .oom_score_adj(-1000)
         .start(&["file".into(), file, "32".into()], context.deadline)?;
+    let pid = hog.pid();
+    fruitless(context, &mut hog, &cgroup, pid)
+}
+
+/// The workload was refused memory, the kernel found nobody to kill, and one event says so.
+fn fruitless(context: &mut Context, hog: &mut Hog, cgroup: &Cgroup, trigger: i32) -> Result<()> {
+    const ENOMEM: &str = "12";
     let errno = hog.after("refused ", context.deadline)?;
     ensure!(errno == ENOMEM, "refused with errno {errno}");
     let status = hog.wait(context.deadline)?;
@@ -309,7 +330,7 @@ fn nobody_killable(context: &mut Context) -> Result<()> {
         return Ok(());
     };
     let event = tracer.wait_for("OOM that killed nobody", context.deadline, |event| {
-        event["outcome"] == "nothing_killable" && at(event, "trigger.process.pid") == hog.pid()
+        event["outcome"] == "nothing_killable" && at(event, "trigger.process.tid") == trigger
     })?;
     if event["victims"]
         .as_array()
@@ -317,5 +338,9 @@ fn nobody_killable(context: &mut Context) -> Result<()> {
     {
         bail!("nobody was killed: {event}");
     }
+    ensure!(
+        at(&event, "limit.cgroup.path") == cgroup.kernel_path().to_string_lossy().as_ref(),
+        "whose limit: {event}"
+    );
     tracer.check_stream()
 }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use probe_common::wire::{Header, Kill, LimitLevel, MarkVictim, OomDecision, Reap, VERSION, kind};
 use proptest::prelude::*;
 
-use super::{incident::MAX_LISTED, *};
+use super::{super::fold::FOLD_NS, incident::MAX_LISTED, *};
 
 /// Hooks as on a kernel that allows all of them.
 const ALL: Hooks = Hooks {
@@ -824,7 +824,7 @@ proptest! {
             }
             prop_assert!(it.settling.len() <= MAX_SETTLING);
             prop_assert!(it.pending_kills.len() <= MAX_PENDING_KILLS);
-            prop_assert!(it.folded.len() <= MAX_FOLDED);
+            prop_assert!(it.fold.len() <= 64);
         }
         out.take(it.finish(now));
         prop_assert!(it.open().is_none() && it.settling.is_empty());

@@ -15,7 +15,7 @@ use crate::{
     event::{Limit, LimitLevel, Memory, MemorySource, Node, Psi, PsiResource, PsiWindow},
     identity::hierarchy::UNIFIED,
     node::{
-        memcg::{MemcgReading, Version},
+        memcg::{MemcgReading, MemoryStat, Version},
         meminfo::Meminfo,
         psi::{Pressure, Stall},
     },
@@ -108,10 +108,25 @@ pub(super) fn memory(
         + (shmem.unwrap_or(0) - stat.shmem_bytes.unwrap_or(0));
     Memory {
         anon_bytes: anon,
+        shmem_bytes: shmem,
+        total_bytes: Some(total),
+        unexplained_bytes: Some(stat.unexplained_bytes(total).saturating_sub_unsigned(freed)),
+        victim_rss_ratio: ratio,
+        source: Some(MemorySource::MemoryStat),
+        read_delay_us: Some(delay_ns / 1000),
+        read_usage_bytes: Some(reading.usage_bytes),
+        ..parts(stat)
+    }
+}
+
+/// What `memory.stat` tells, and nothing else.
+pub(super) fn parts(stat: &MemoryStat) -> Memory {
+    Memory {
+        anon_bytes: stat.anon_bytes,
         file_bytes: stat
             .file_bytes
             .map(|file| file.saturating_sub(stat.shmem_bytes.unwrap_or(0))),
-        shmem_bytes: shmem,
+        shmem_bytes: stat.shmem_bytes,
         slab_reclaimable_bytes: stat.slab_reclaimable_bytes,
         slab_unreclaimable_bytes: stat.slab_unreclaimable_bytes,
         kernel_stack_bytes: stat.kernel_stack_bytes,
@@ -126,12 +141,7 @@ pub(super) fn memory(
             Version::V2 => stat.kernel_other_bytes(),
         },
         swap_bytes: stat.swap_bytes,
-        total_bytes: Some(total),
-        unexplained_bytes: Some(stat.unexplained_bytes(total).saturating_sub_unsigned(freed)),
-        victim_rss_ratio: ratio,
-        source: Some(MemorySource::MemoryStat),
-        read_delay_us: Some(delay_ns / 1000),
-        read_usage_bytes: Some(reading.usage_bytes),
+        ..Memory::default()
     }
 }
 

@@ -158,7 +158,12 @@ fn scope_follows_the_owner_of_the_limit() {
     for (path, expected) in rows {
         let owner = owner(path, WireLevel::zeroed());
         assert_eq!(
-            scope(Some(&owner), &identities, Some(Constraint::Memcg), Some(0)),
+            scope(
+                Some(owner.path()),
+                &identities,
+                Some(Constraint::Memcg),
+                Some(0)
+            ),
             expected,
             "{path}"
         );
