@@ -10,6 +10,7 @@ pub mod identity;
 pub mod incident;
 pub mod kernel;
 pub mod node;
+pub mod pressure;
 pub mod ring;
 pub mod sink;
 pub mod verdict;

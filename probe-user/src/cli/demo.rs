@@ -179,7 +179,12 @@ impl Sink for OnlyMine {
                 mine
             }
             Body::OomOutcome(outcome) => self.incident.as_ref() == Some(&outcome.incident),
-            Body::ProbeStatus(_) | Body::Heartbeat(_) => false,
+            Body::MemcgLimit(_)
+            | Body::ReclaimStall(_)
+            | Body::Pressure(_)
+            | Body::LeakSuspect(_)
+            | Body::ProbeStatus(_)
+            | Body::Heartbeat(_) => false,
             Body::Loss(_) | Body::Gap(_) => true,
         };
         if mine { self.out.write(event) } else { Ok(()) }

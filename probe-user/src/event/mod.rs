@@ -8,17 +8,20 @@
 //! To add a kind: one file with its struct, one arm of [`Body`], [`Body::kind`] and [`Body::severity`]. Schema and
 //! docs/events.md follow from the types.
 
+mod before;
 mod escape;
 mod gfp;
 pub mod label;
 mod oom_kill;
 mod oom_outcome;
+mod pressure;
 mod stack;
 mod status;
 mod subject;
 mod time;
 mod verdict;
 
+pub use before::{Before, MemorySample};
 pub use escape::{escape, is_hostile};
 pub use gfp::Gfp;
 pub use oom_kill::{
@@ -26,6 +29,10 @@ pub use oom_kill::{
     PsiResource, PsiWindow, Role, Scope, Trigger, Victim,
 };
 pub use oom_outcome::{OomOutcome, VictimOutcome};
+pub use pressure::{
+    Finding, FindingId, Grower, LeakSuspect, LimitEvent, MemcgLimit, Pressure, ReclaimStall,
+    StallKind,
+};
 pub use stack::AllocPath;
 pub use status::{Gap, Heartbeat, KernelFacts, Loss, ProbeStatus, Refusal, SignalStatus};
 pub use subject::{
@@ -91,6 +98,14 @@ impl Event {
             body,
         }
     }
+
+    /// The same event, about this pod and container.
+    #[must_use]
+    pub fn about(mut self, k8s: Option<K8s>, container: Option<Container>) -> Self {
+        self.k8s = k8s;
+        self.container = container;
+        self
+    }
 }
 
 /// Version of the event format.
@@ -111,6 +126,14 @@ pub enum Body {
     OomKill(Box<OomKill>),
     /// What became of the victims of an `oom_kill`.
     OomOutcome(OomOutcome),
+    /// A memory cgroup hit its limit.
+    MemcgLimit(MemcgLimit),
+    /// Tasks waited for reclaim, throttling or compaction.
+    ReclaimStall(ReclaimStall),
+    /// Tasks are held up for want of memory, CPU or I/O.
+    Pressure(Pressure),
+    /// Something grows steadily.
+    LeakSuspect(LeakSuspect),
     /// What is attached and what is not; the first event of every run.
     ProbeStatus(ProbeStatus),
     /// oomprobe is alive: silence since the last one means that nothing happened.
@@ -127,6 +150,10 @@ impl Body {
         match self {
             Self::OomKill(_) => "oom_kill",
             Self::OomOutcome(_) => "oom_outcome",
+            Self::MemcgLimit(_) => "memcg_limit",
+            Self::ReclaimStall(_) => "reclaim_stall",
+            Self::Pressure(_) => "pressure",
+            Self::LeakSuspect(_) => "leak_suspect",
             Self::ProbeStatus(_) => "probe_status",
             Self::Heartbeat(_) => "heartbeat",
             Self::Loss(_) => "loss",
@@ -151,6 +178,14 @@ impl Body {
                     Severity::Info
                 }
             }
+            Self::MemcgLimit(_) | Self::ReclaimStall(_) => Severity::Info,
+            Self::Pressure(pressure) => pressure
+                .findings
+                .iter()
+                .map(|finding| finding.severity)
+                .max()
+                .unwrap_or(Severity::Info),
+            Self::LeakSuspect(_) => Severity::Warn,
             Self::ProbeStatus(status) if !status.attached => Severity::Error,
             Self::ProbeStatus(_) | Self::Heartbeat(_) => Severity::Info,
             Self::Loss(_) | Self::Gap(_) => Severity::Warn,

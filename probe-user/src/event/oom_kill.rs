@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AllocPath, Cgroup, Container, Gfp, K8s, Process, Time, Verdict};
+use super::{AllocPath, Before, Cgroup, Container, Gfp, K8s, Process, Time, Verdict};
 
 /// The OOM killer ran. One event per invocation, with all its victims.
 ///
@@ -38,6 +38,8 @@ pub struct OomKill {
     /// The processes the kernel had to choose from, worst first, at most ten. Read once, after
     /// the decision.
     pub candidates: Vec<Candidate>,
+    /// What led up to it. Null if the memory that ran out was not sampled before.
+    pub before: Option<Before>,
     /// The node's memory.
     pub node: Node,
     /// What it means and what to do.

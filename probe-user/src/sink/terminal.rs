@@ -1,6 +1,7 @@
 //! The view for a person at a terminal: an OOM kill in one screenful, anything else in a line or two.
 
 mod layout;
+mod pressure;
 
 use std::fmt::Write as _;
 use std::io::Write;
@@ -57,6 +58,9 @@ pub fn render(event: &Event, colour: bool) -> String {
     match &event.body {
         Body::OomKill(kill) => oom_kill(&mut page, &time, kill),
         Body::OomOutcome(outcome) => line(&mut page, Colour::Dim, &time, &ended(outcome)),
+        Body::MemcgLimit(_) | Body::ReclaimStall(_) | Body::Pressure(_) | Body::LeakSuspect(_) => {
+            pressure::event(&mut page, &time, event);
+        }
         Body::ProbeStatus(status) => {
             let colour = if status.attached {
                 Colour::Dim
