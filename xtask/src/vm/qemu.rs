@@ -25,7 +25,10 @@ pub(super) const QEMU: &str = "qemu-system-x86_64";
 /// Lockup and stall watchdogs are off because under TCG on a busy machine they cry wolf; with
 /// them gone, every "BUG:" on the console is a real one. Only errors reach the console: a serial
 /// line is slow, and writing an OOM report there would hold up the kill under test.
-const KERNEL_COMMAND_LINE: &str = "rdinit=/init console=ttyS0 quiet loglevel=4 panic=-1 \
+///
+/// On a busy host an emulated timer may not tick in the few milliseconds that the kernel watches
+/// it for, which makes it panic: hence `no_timer_check`.
+const KERNEL_COMMAND_LINE: &str = "rdinit=/init console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check \
     mitigations=off nowatchdog rcupdate.rcu_cpu_stall_suppress=1 workqueue.watchdog_thresh=0";
 
 /// Console lines that mean the guest is beyond help.
