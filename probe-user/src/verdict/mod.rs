@@ -8,6 +8,7 @@ mod choice;
 mod jvm;
 mod kubernetes;
 mod makeup;
+pub mod pressure;
 mod steps;
 
 use crate::event::label::{self, bytes, percent};
