@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use oomprobe::event::{
-    AllocPath, Body, Candidate, Cgroup, Constraint, Container, Event, Gap, Gfp, Heartbeat, Host,
-    K8s, K8sContainer, KernelFacts, Limit, LimitLevel, Loss, Memory, MemorySource, Named, Node,
-    OomKill, OomOutcome, Outcome, Pod, ProbeStatus, Process, Qos, Refusal, ResolvedBy, Role, Rss,
-    Scope, SignalStatus, Time, Trigger, Victim, VictimOutcome,
+    AllocPath, Before, Body, Candidate, Cgroup, Confidence, Constraint, Container, Event, Finding,
+    FindingId, Gap, Gfp, Grower, Heartbeat, Host, K8s, K8sContainer, KernelFacts, LeakSuspect,
+    Limit, LimitEvent, LimitLevel, Loss, MemcgLimit, Memory, MemorySample, MemorySource, Named,
+    Node, OomKill, OomOutcome, Outcome, Pod, Pressure, ProbeStatus, Process, Qos, ReclaimStall,
+    Refusal, ResolvedBy, Role, Rss, Scope, Severity, SignalStatus, StallKind, Time, Trigger,
+    Victim, VictimOutcome,
 };
 use oomprobe::verdict;
 
@@ -283,6 +285,40 @@ pub(crate) fn node_kill() -> OomKill {
     }
 }
 
+/// The same container grew by 8 MiB/s for 40 s, then hit its limit for 4.2 s.
+pub(crate) fn leak_kill() -> OomKill {
+    let samples = (0..45).rev().map(|s| {
+        let usage = (512 * MIB).min((512 + 4 * 8 - 8 * s) * MIB);
+        MemorySample {
+            before_ms: f64::from(u32::try_from(s).unwrap()) * 1e3 + 200.0,
+            usage_bytes: usage,
+            anon_bytes: Some(usage - 12 * MIB),
+            file_bytes: Some(4 * MIB),
+            shmem_bytes: Some(0),
+            slab_bytes: Some(8 * MIB),
+            swap_bytes: Some(0),
+            max_events: Some(if s < 4 { 312 } else { 0 }),
+            ..MemorySample::default()
+        }
+    });
+    OomKill {
+        before: Some(Before {
+            samples: samples.collect(),
+            first_limit_hit_ms: Some(4_200.0),
+            max_hits: Some(312),
+            high_hits: Some(0),
+            stall_ms: Some(5_304.0),
+            refaults: Some(18_211),
+            growth_bytes_per_s: Some(8_388_608.0),
+            growth_confidence: Some(Confidence::High),
+            half_to_limit_ms: Some(32_000.0),
+            thrashed: Some(true),
+            span_ms: 44_200.0,
+        }),
+        ..container_kill()
+    }
+}
+
 /// `memory.oom.group` took the whole container.
 pub(crate) fn group_kill() -> OomKill {
     let mut kill = container_kill();
@@ -435,6 +471,127 @@ pub(crate) fn others() -> Vec<Event> {
     ]
 }
 
+/// Events of memory pressure.
+pub(crate) fn pressure() -> Vec<Event> {
+    let own = || cgroup(u64::from('a'), &container_path('a'));
+    let of_pod = |body| event(body).about(Some(k8s(Some("app"), Qos::Burstable)), None);
+    let max = MemcgLimit {
+        cgroup: own(),
+        event: LimitEvent::Max,
+        count: 100_312,
+        new: 312,
+        kernel_count: Some(100_312),
+        reclaim_ns: Some(1_204_000_000),
+        usage_bytes: Some(512 * MIB),
+        limit_bytes: Some(512 * MIB),
+        last_trigger: Some(process("java", 4711, 490 * MIB, 985)),
+        source: "fentry:__memcg_memory_event".into(),
+    };
+    let high = MemcgLimit {
+        cgroup: cgroup(5, "/system.slice/db.service"),
+        event: LimitEvent::High,
+        count: 1,
+        new: 1,
+        kernel_count: None,
+        reclaim_ns: None,
+        usage_bytes: None,
+        last_trigger: None,
+        source: "memory.events".into(),
+        ..max.clone()
+    };
+    let stall = ReclaimStall {
+        cgroup: Some(own()),
+        stall: StallKind::MemcgReclaim,
+        new: 312,
+        new_ns: 4_204_000_000,
+        count: 400,
+        total_ns: 5_000_000_000,
+        longest_ns: 310_000_000,
+        histogram_us_log2: vec![0, 0, 1, 3, 20, 80, 100, 80, 60, 40, 14, 2],
+        reclaimed_pages: Some(9_900),
+        source: "raw_tp:mm_vmscan_memcg_reclaim_end".into(),
+    };
+    let of_node = ReclaimStall {
+        cgroup: None,
+        stall: StallKind::DirectReclaim,
+        histogram_us_log2: vec![],
+        longest_ns: 120_000,
+        reclaimed_pages: None,
+        ..stall.clone()
+    };
+    let thrashing = Finding {
+        id: FindingId::Thrashing,
+        severity: Severity::Warn,
+        confidence: Confidence::Medium,
+        cgroup: Some(own()),
+        summary: "shop/cart-7d9f8b6c5-x2x8q/app thrashes at its limit".into(),
+        evidence: vec!["1200 pages a second were thrown out and read back".into(); 5],
+        next_steps: vec!["kubectl -n shop describe pod cart-7d9f8b6c5-x2x8q".into(); 3],
+    };
+    let pressed = Pressure {
+        cgroup: Some(own()),
+        resource: "memory".into(),
+        some_ratio: Some(0.42),
+        full_ratio: Some(0.031),
+        window_ms: 10_000,
+        findings: vec![thrashing.clone(); 4],
+    };
+    let unexplained = Pressure {
+        cgroup: None,
+        full_ratio: None,
+        findings: vec![],
+        ..pressed.clone()
+    };
+    let leak = LeakSuspect {
+        what: Grower::Anon,
+        cgroup: Some(own()),
+        slab_cache: None,
+        bytes: 400 * MIB,
+        growth_bytes_per_s: 104_857.6,
+        growth_low_bytes_per_s: 98_304.0,
+        growth_high_bytes_per_s: 111_616.0,
+        window_s: 590.0,
+        confidence: Confidence::Medium,
+        limit_bytes: Some(512 * MIB),
+        time_to_limit_s: Some(1120.0),
+        summary: "anonymous memory of shop/cart-7d9f8b6c5-x2x8q/app has grown by 102 KiB/s for \
+                  10 min: 400 MiB now, its limit of 512 MiB is 19 min away"
+            .into(),
+    };
+    let name = "\x1b]0;own\x07\n\u{202e}\u{9b}2J$(reboot)`id`';";
+    let hostile = Pressure {
+        cgroup: Some(cgroup(9, &format!("/{}/{name}", "x".repeat(255)))),
+        resource: name.into(),
+        findings: vec![Finding {
+            summary: name.repeat(20),
+            evidence: vec![name.repeat(20); 9],
+            next_steps: vec![format!("find / -name '{name}'"); 9],
+            ..thrashing
+        }],
+        ..pressed.clone()
+    };
+    let hostile_leak = LeakSuspect {
+        slab_cache: Some(name.into()),
+        summary: name.repeat(20),
+        growth_bytes_per_s: f64::MAX,
+        ..leak.clone()
+    };
+    vec![
+        of_pod(Body::MemcgLimit(max)),
+        event(Body::MemcgLimit(high)),
+        of_pod(Body::ReclaimStall(stall)),
+        event(Body::ReclaimStall(of_node)),
+        of_pod(Body::Pressure(pressed)),
+        event(Body::Pressure(unexplained)),
+        event(Body::Pressure(hostile)),
+        of_pod(Body::LeakSuspect(leak)),
+        event(Body::LeakSuspect(hostile_leak)),
+        event(Body::MemcgLimit(MemcgLimit::default())),
+        event(Body::ReclaimStall(ReclaimStall::default())),
+        event(Body::LeakSuspect(LeakSuspect::default())),
+    ]
+}
+
 /// One event of every kind, and kills of every sort.
 pub(crate) fn all() -> Vec<Event> {
     let kills = [
@@ -443,8 +600,14 @@ pub(crate) fn all() -> Vec<Event> {
         node_kill(),
         group_kill(),
         tmpfs_kill(),
+        leak_kill(),
         hostile_kill(),
         OomKill::default(),
     ];
-    kills.into_iter().map(explained).chain(others()).collect()
+    kills
+        .into_iter()
+        .map(explained)
+        .chain(others())
+        .chain(pressure())
+        .collect()
 }
