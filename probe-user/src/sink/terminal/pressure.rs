@@ -52,7 +52,7 @@ fn hit(limit: &MemcgLimit, who: &str) -> String {
         LimitEvent::Max => "memory.max",
         LimitEvent::High => "memory.high",
     };
-    let mut text = format!("LIMIT {who}: {name} hit {} times", limit.new);
+    let mut text = format!("LIMIT {who}: {} hits of {name}", limit.new);
     if limit.count > limit.new {
         let _ = write!(text, " ({} so far)", limit.count);
     }
@@ -76,15 +76,15 @@ fn hit(limit: &MemcgLimit, who: &str) -> String {
 
 fn stalled(stall: &ReclaimStall, who: &str) -> String {
     let what = match stall.stall {
-        StallKind::DirectReclaim => "for the node to find free pages (direct reclaim)",
-        StallKind::MemcgReclaim => "for memory to be freed under its limit",
+        StallKind::DirectReclaim => "for free pages (direct reclaim)",
+        StallKind::MemcgReclaim => "to free memory under a limit",
         StallKind::HighThrottle => "asleep over memory.high",
-        StallKind::Compaction => "for memory to be moved together (compaction)",
+        StallKind::Compaction => "for compaction",
     };
     let mut text = format!(
-        "STALL {who}: tasks waited {} times, {} in all, {what}; longest {}",
-        stall.new,
+        "STALL {who}: {} {what} in {} waits; longest {}",
         duration(stall.new_ns),
+        stall.new,
         duration(stall.longest_ns)
     );
     if let Some(bound) = half_under_ns(&stall.histogram_us_log2) {

@@ -110,7 +110,7 @@ fn filled(activity: &Activity<'_>) -> Option<Draft> {
         .max_by_key(|(.., part)| part(&activity.last))?;
     let (held, grown) = (part(&activity.last), activity.growth(part));
     // Full and still is a size somebody chose.
-    if over(grown, limit) < GROWING_RATIO && activity.hits() == 0 {
+    if over(grown, limit) < GROWING_RATIO && !pressed(activity) {
         return None;
     }
     Some(Draft {
@@ -257,15 +257,22 @@ fn thrashing(activity: &Activity<'_>) -> Option<Draft> {
     })
 }
 
+/// Whether hits of a full limit matter: with swap at work they may cost nothing.
+fn pressed(activity: &Activity<'_>) -> bool {
+    let swaps = activity.last.swap_bytes.is_some_and(|swap| swap > 0);
+    activity.hits() > 0 && (activity.waits() || !swaps)
+}
+
 /// Next to nothing is left to reclaim, and the limit is hit.
 fn limit_too_tight(activity: &Activity<'_>) -> Option<Draft> {
     let limit = activity.window.settings.own_max_bytes?;
     let kills = activity.count(|d| d.oom_kill_events);
     let held = activity.unreclaimable_bytes();
     let share = over(held, limit);
-    let pressed = activity.hits() > 0 && (share >= BRIM_RATIO || activity.waits());
     let killed = kills > 0 && activity.hits() > 0;
-    if share < FULL_RATIO || !(pressed || killed) {
+    let at_brim = share >= BRIM_RATIO && pressed(activity);
+    let waits = activity.waits() && activity.hits() > 0;
+    if share < FULL_RATIO || !(killed || at_brim || waits) {
         return None;
     }
     let kills = (kills > 0).then(|| {
