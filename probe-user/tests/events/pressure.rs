@@ -11,8 +11,8 @@ const SECONDS: u64 = 5;
 const PAGE: u64 = 4096;
 
 /// Microseconds of the window.
-const fn percent_of_time(percent: u64) -> Option<u64> {
-    Some(percent * SECONDS * 10_000)
+const fn percent_of_time(percent: u64) -> u64 {
+    percent * SECONDS * 10_000
 }
 
 struct Group {
@@ -87,8 +87,8 @@ impl Group {
     }
 
     fn waits(&mut self, some: u64, full: u64) {
-        self.last().psi_some_us = percent_of_time(some);
-        self.last().psi_full_us = percent_of_time(full);
+        self.last().psi_some_us = Some(percent_of_time(some));
+        self.last().psi_full_us = Some(percent_of_time(full));
     }
 
     /// Pages in the window.
@@ -160,8 +160,16 @@ fn busy() -> Scene {
         pgsteal: Some(39_000),
         allocstall: Some(3),
         refault_file: Some(34_000),
-        psi_some_us: [percent_of_time(60), percent_of_time(3), percent_of_time(30)],
-        psi_full_us: [percent_of_time(0), percent_of_time(1), percent_of_time(8)],
+        psi_some_us: [
+            Some(percent_of_time(60)),
+            Some(percent_of_time(3)),
+            Some(percent_of_time(30)),
+        ],
+        psi_full_us: [
+            Some(percent_of_time(0)),
+            Some(percent_of_time(1)),
+            Some(percent_of_time(8)),
+        ],
         ..first
     };
     Scene {
@@ -231,6 +239,7 @@ fn stuck(scene: &mut Scene) {
     scene.app.reclaims(20_000, 1_000, 0);
 }
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn limit_cases() -> Vec<Case> {
     vec![
         case("healthy and busy", |_| {}, &[], &[]),
@@ -321,7 +330,7 @@ fn limit_cases() -> Vec<Case> {
             |s| {
                 stuck(s);
                 s.app.last().file_dirty_bytes = Some(200 * MIB);
-                s.app.last().io_psi_full_us = percent_of_time(70);
+                s.app.last().io_psi_full_us = Some(percent_of_time(70));
             },
             &[FindingId::PageCachePressure],
             &[
@@ -369,6 +378,7 @@ fn limit_cases() -> Vec<Case> {
     ]
 }
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn kind_cases() -> Vec<Case> {
     vec![
         case(
@@ -503,8 +513,8 @@ fn kind_cases() -> Vec<Case> {
 fn short(scene: &mut Scene) {
     scene.last.pgscan_direct = Some(30_000);
     scene.last.allocstall = Some(900);
-    scene.last.psi_some_us[1] = percent_of_time(30);
-    scene.last.psi_full_us[1] = percent_of_time(10);
+    scene.last.psi_some_us[1] = Some(percent_of_time(30));
+    scene.last.psi_full_us[1] = Some(percent_of_time(10));
 }
 
 fn node_cases() -> Vec<Case> {
@@ -578,7 +588,7 @@ fn node_cases() -> Vec<Case> {
         case(
             "waits that nothing explains",
             |s| {
-                s.last.psi_some_us[1] = percent_of_time(40);
+                s.last.psi_some_us[1] = Some(percent_of_time(40));
                 s.last.pgscan_kswapd = Some(0);
                 s.last.compact_stall = Some(700);
             },
@@ -597,6 +607,7 @@ fn with_batch(scene: &mut Scene) {
     scene.more.push(batch);
 }
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn neighbour_cases() -> Vec<Case> {
     vec![
         case(
@@ -644,7 +655,7 @@ fn neighbour_cases() -> Vec<Case> {
             |s| {
                 with_batch(s);
                 s.last.refault_file = Some(100);
-                s.last.psi_some_us[1] = percent_of_time(12);
+                s.last.psi_some_us[1] = Some(percent_of_time(12));
                 let mut other = Group::idle(10, "/system.slice/other.service", GIB);
                 other.last().anon_bytes = 2 * GIB;
                 s.more.push(other);
@@ -714,11 +725,11 @@ fn cases() -> Vec<Case> {
 
 #[test]
 fn table() {
-    let mut wrong = String::new();
+    let mut wrong = Vec::new();
     for case in cases() {
         let findings = found(&case.scene);
         let ids: Vec<_> = findings.iter().map(|finding| finding.id).collect();
-        let text: String = findings
+        let text: Vec<&str> = findings
             .iter()
             .flat_map(|f| {
                 [&f.summary]
@@ -726,21 +737,22 @@ fn table() {
                     .chain(&f.evidence)
                     .chain(&f.next_steps)
             })
-            .map(|text| format!("{text}\n"))
+            .map(String::as_str)
             .collect();
+        let text = text.join("\n");
         let missing: Vec<_> = case
             .says
             .iter()
             .filter(|says| !text.contains(**says))
             .collect();
         if ids != case.found || !missing.is_empty() {
-            wrong.push_str(&format!(
+            wrong.push(format!(
                 "{}: found {ids:?}, expected {:?}, missing {missing:?} in\n{text}\n",
                 case.name, case.found
             ));
         }
     }
-    assert!(wrong.is_empty(), "{wrong}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 
 use oomprobe::event::{
-    AllocPath, Before, Body, Candidate, Cgroup, Confidence, Constraint, Container, Event, Finding,
-    FindingId, Gap, Gfp, Grower, Heartbeat, Host, K8s, K8sContainer, KernelFacts, LeakSuspect,
-    Limit, LimitEvent, LimitLevel, Loss, MemcgLimit, Memory, MemorySample, MemorySource, Named,
-    Node, OomKill, OomOutcome, Outcome, Pod, Pressure, ProbeStatus, Process, Qos, ReclaimStall,
-    Refusal, ResolvedBy, Role, Rss, Scope, Severity, SignalStatus, StallKind, Time, Trigger,
-    Victim, VictimOutcome,
+    AllocPath, Before, Body, Candidate, Cgroup, Confidence, Constraint, Container, Event, Gap, Gfp,
+    Heartbeat, Host, K8s, K8sContainer, KernelFacts, Limit, LimitLevel, Loss, Memory, MemorySample,
+    MemorySource, Named, Node, OomKill, OomOutcome, Outcome, Pod, ProbeStatus, Process, Qos,
+    Refusal, ResolvedBy, Role, Rss, Scope, SignalStatus, Time, Trigger, Victim, VictimOutcome,
 };
 use oomprobe::verdict;
+
+mod pressure;
+
+pub(crate) use pressure::pressure;
 
 pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const GIB: u64 = 1 << 30;
@@ -471,130 +473,9 @@ pub(crate) fn others() -> Vec<Event> {
     ]
 }
 
-/// Events of memory pressure.
-pub(crate) fn pressure() -> Vec<Event> {
-    let own = || cgroup(u64::from('a'), &container_path('a'));
-    let of_pod = |body| event(body).about(Some(k8s(Some("app"), Qos::Burstable)), None);
-    let max = MemcgLimit {
-        cgroup: own(),
-        event: LimitEvent::Max,
-        count: 100_312,
-        new: 312,
-        kernel_count: Some(100_312),
-        reclaim_ns: Some(1_204_000_000),
-        usage_bytes: Some(512 * MIB),
-        limit_bytes: Some(512 * MIB),
-        last_trigger: Some(process("java", 4711, 490 * MIB, 985)),
-        source: "fentry:__memcg_memory_event".into(),
-    };
-    let high = MemcgLimit {
-        cgroup: cgroup(5, "/system.slice/db.service"),
-        event: LimitEvent::High,
-        count: 1,
-        new: 1,
-        kernel_count: None,
-        reclaim_ns: None,
-        usage_bytes: None,
-        last_trigger: None,
-        source: "memory.events".into(),
-        ..max.clone()
-    };
-    let stall = ReclaimStall {
-        cgroup: Some(own()),
-        stall: StallKind::MemcgReclaim,
-        new: 312,
-        new_ns: 4_204_000_000,
-        count: 400,
-        total_ns: 5_000_000_000,
-        longest_ns: 310_000_000,
-        histogram_us_log2: vec![0, 0, 1, 3, 20, 80, 100, 80, 60, 40, 14, 2],
-        reclaimed_pages: Some(9_900),
-        source: "raw_tp:mm_vmscan_memcg_reclaim_end".into(),
-    };
-    let of_node = ReclaimStall {
-        cgroup: None,
-        stall: StallKind::DirectReclaim,
-        histogram_us_log2: vec![],
-        longest_ns: 120_000,
-        reclaimed_pages: None,
-        ..stall.clone()
-    };
-    let thrashing = Finding {
-        id: FindingId::Thrashing,
-        severity: Severity::Warn,
-        confidence: Confidence::Medium,
-        cgroup: Some(own()),
-        summary: "shop/cart-7d9f8b6c5-x2x8q/app thrashes at its limit".into(),
-        evidence: vec!["1200 pages a second were thrown out and read back".into(); 5],
-        next_steps: vec!["kubectl -n shop describe pod cart-7d9f8b6c5-x2x8q".into(); 3],
-    };
-    let pressed = Pressure {
-        cgroup: Some(own()),
-        resource: "memory".into(),
-        some_ratio: Some(0.42),
-        full_ratio: Some(0.031),
-        window_ms: 10_000,
-        findings: vec![thrashing.clone(); 4],
-    };
-    let unexplained = Pressure {
-        cgroup: None,
-        full_ratio: None,
-        findings: vec![],
-        ..pressed.clone()
-    };
-    let leak = LeakSuspect {
-        what: Grower::Anon,
-        cgroup: Some(own()),
-        slab_cache: None,
-        bytes: 400 * MIB,
-        growth_bytes_per_s: 104_857.6,
-        growth_low_bytes_per_s: 98_304.0,
-        growth_high_bytes_per_s: 111_616.0,
-        window_s: 590.0,
-        confidence: Confidence::Medium,
-        limit_bytes: Some(512 * MIB),
-        time_to_limit_s: Some(1120.0),
-        summary: "anonymous memory of shop/cart-7d9f8b6c5-x2x8q/app has grown by 102 KiB/s for \
-                  10 min: 400 MiB now, its limit of 512 MiB is 19 min away"
-            .into(),
-    };
-    let name = "\x1b]0;own\x07\n\u{202e}\u{9b}2J$(reboot)`id`';";
-    let hostile = Pressure {
-        cgroup: Some(cgroup(9, &format!("/{}/{name}", "x".repeat(255)))),
-        resource: name.into(),
-        findings: vec![Finding {
-            summary: name.repeat(20),
-            evidence: vec![name.repeat(20); 9],
-            next_steps: vec![format!("find / -name '{name}'"); 9],
-            ..thrashing
-        }],
-        ..pressed.clone()
-    };
-    let hostile_leak = LeakSuspect {
-        slab_cache: Some(name.into()),
-        summary: name.repeat(20),
-        growth_bytes_per_s: f64::MAX,
-        ..leak.clone()
-    };
-    vec![
-        of_pod(Body::MemcgLimit(max)),
-        event(Body::MemcgLimit(high)),
-        of_pod(Body::ReclaimStall(stall)),
-        event(Body::ReclaimStall(of_node)),
-        of_pod(Body::Pressure(pressed)),
-        event(Body::Pressure(unexplained)),
-        event(Body::Pressure(hostile)),
-        of_pod(Body::LeakSuspect(leak)),
-        event(Body::LeakSuspect(hostile_leak)),
-        event(Body::MemcgLimit(MemcgLimit::default())),
-        event(Body::ReclaimStall(ReclaimStall::default())),
-        event(Body::LeakSuspect(LeakSuspect::default())),
-    ]
-}
-
 /// One event of every kind, and kills of every sort.
 pub(crate) fn all() -> Vec<Event> {
-    let kills = [
+    let kills = vec![
         container_kill(),
         pod_kill(),
         node_kill(),

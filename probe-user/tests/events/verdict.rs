@@ -447,6 +447,7 @@ fn partial_cases() -> Vec<Case> {
 }
 
 /// What was recorded before the kill: each row changes the leak.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn lead_up_cases() -> Vec<Case> {
     let before =
         |change: fn(&mut Before)| with(leak_kill(), |kill| change(kill.before.as_mut().unwrap()));

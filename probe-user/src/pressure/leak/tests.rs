@@ -61,8 +61,13 @@ fn run(hours: f64, headroom: Option<u64>, mut mib_at: impl FnMut(f64) -> f64) ->
     told
 }
 
+/// MiB at a time in s.
+type Values = Box<dyn FnMut(f64) -> f64>;
+
+type Make = fn(&mut Random) -> Values;
+
 /// Share of the seeds with an event within `hours`.
-fn rate(name: &str, hours: f64, make: impl Fn(&mut Random) -> Box<dyn FnMut(f64) -> f64>) -> f64 {
+fn rate(name: &str, hours: f64, make: impl Fn(&mut Random) -> Values) -> f64 {
     let told = (0..SEEDS)
         .filter(|seed| !run(hours, None, make(&mut Random(seed * 7919 + 1))).is_empty())
         .count();
@@ -72,7 +77,7 @@ fn rate(name: &str, hours: f64, make: impl Fn(&mut Random) -> Box<dyn FnMut(f64)
 }
 
 /// A leak of `kib_s` above `base` MiB under noise of `noise` MiB.
-fn leak(random: &mut Random, base: f64, kib_s: f64, noise: f64) -> Box<dyn FnMut(f64) -> f64> {
+fn leak(random: &mut Random, base: f64, kib_s: f64, noise: f64) -> Values {
     let mut random = Random(random.next());
     Box::new(move |s| base + s * kib_s / 1024.0 + noise * random.normal())
 }
@@ -121,7 +126,7 @@ fn leaks_are_found() {
 
 #[test]
 fn what_is_no_leak_is_left_alone() {
-    let quiet: [(&str, fn(&mut Random) -> Box<dyn FnMut(f64) -> f64>); 12] = [
+    let quiet: [(&str, Make); 12] = [
         ("flat, noise of 1 %", |random| leak(random, 500.0, 0.0, 5.0)),
         ("flat, noise of 20 %", |random| {
             leak(random, 500.0, 0.0, 100.0)

@@ -77,13 +77,15 @@ fn spike(activity: &Activity<'_>) -> Option<Draft> {
     })
 }
 
+/// A kind of memory, its name, the share of usage from which it is what fills a limit.
+type Kind = (FindingId, &'static str, f64, fn(&Detail) -> u64);
+
 /// The limit is full of something that no reclaim takes, and that is not the processes' own.
 fn filled(activity: &Activity<'_>) -> Option<Draft> {
     let limit = activity.window.settings.own_max_bytes?;
     if over(activity.unreclaimable_bytes(), limit) < FULL_RATIO {
         return None;
     }
-    type Kind = (FindingId, &'static str, f64, fn(&Detail) -> u64);
     let kinds: [Kind; 3] = [
         (
             FindingId::TmpfsGrowth,

@@ -114,14 +114,13 @@ fn thrashing(node: &NodeActivity, cgroups: &[Activity<'_>]) -> Option<Draft> {
     }
     let confidence = match node.wait {
         Some(wait) if wait.long() => Confidence::High,
-        Some(_) => return None,
         // No account of waiting is kept.
         None if refaults >= BLIND_REFAULTS_PER_S
             && node.per_s(|n| n.allocstall) >= BLIND_DIRECT_PER_S =>
         {
             Confidence::Low
         }
-        None => return None,
+        _ => return None,
     };
     let most = cgroups
         .iter()
