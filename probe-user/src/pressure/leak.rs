@@ -43,7 +43,7 @@ const DRAWDOWN_RATIO: f64 = 0.5;
 /// Second half's slope over the first's: below, it is a warm-up that ends by itself.
 const SLOWING: f64 = 0.6;
 
-/// The same where the intervals of the two slopes do not even touch.
+/// The same where the second slope is less than the first for sure.
 const SLOWING_FOR_SURE: f64 = 0.9;
 
 /// A fall to less than this share of the peak shows that the memory is given back: then only what
@@ -407,7 +407,7 @@ fn slowing(points: &[Point]) -> bool {
         return false;
     };
     let ratio = second.median / first.median;
-    ratio < SLOWING || (ratio < SLOWING_FOR_SURE && second.high < first.low)
+    ratio < SLOWING || (ratio < SLOWING_FOR_SURE && second.high < first.median)
 }
 
 fn index(slot: u64) -> usize {
