@@ -38,6 +38,40 @@ pub fn percent(part: u64, whole: u64) -> String {
     }
 }
 
+/// A share of 1 in percent, as "12 %"; "0.4 %" where it is small.
+pub fn ratio(ratio: f64) -> String {
+    let percent = ratio * 100.0;
+    if percent > 0.0 && percent < 9.95 {
+        format!("{percent:.1} %")
+    } else {
+        format!("{percent:.0} %")
+    }
+}
+
+/// Bytes per second, as "3.1 MiB/s".
+pub fn rate(bytes_per_s: f64) -> String {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "saturates, and has no sign"
+    )]
+    let whole = bytes_per_s.abs().round() as u64;
+    let sign = if bytes_per_s < 0.0 { "-" } else { "" };
+    format!("{sign}{}/s", bytes(whole))
+}
+
+/// A length of time in the unit a person would choose: "120 ms", "4.2 s", "12 min", "3.5 h".
+pub fn seconds(seconds: f64) -> String {
+    match seconds {
+        ..0.9995 => format!("{:.0} ms", seconds.max(0.0) * 1000.0),
+        ..9.95 => format!("{seconds:.1} s"),
+        ..120.0 => format!("{seconds:.0} s"),
+        ..7200.0 => format!("{:.0} min", seconds / 60.0),
+        ..172_800.0 => format!("{:.1} h", seconds / 3600.0),
+        _ => format!("{:.0} days", seconds / 86_400.0),
+    }
+}
+
 /// Who owns a process or a limit: "namespace/pod/container", else what is known of it.
 pub fn subject(
     k8s: Option<&K8s>,
@@ -99,6 +133,26 @@ mod tests {
             (u64::MAX, "16 EiB"),
         ] {
             assert_eq!(bytes(value), text, "{value}");
+        }
+    }
+
+    #[test]
+    fn rates_and_times() {
+        assert_eq!(ratio(0.123), "12 %");
+        assert_eq!(ratio(0.004), "0.4 %");
+        assert_eq!(ratio(0.0), "0 %");
+        assert_eq!(rate(3.1 * 1_048_576.0), "3.1 MiB/s");
+        assert_eq!(rate(-2048.0), "-2 KiB/s");
+        for (value, text) in [
+            (0.0123, "12 ms"),
+            (4.21, "4.2 s"),
+            (90.0, "90 s"),
+            (600.0, "10 min"),
+            (9000.0, "2.5 h"),
+            (1e6, "12 days"),
+            (f64::INFINITY, "inf days"),
+        ] {
+            assert_eq!(seconds(value), text);
         }
     }
 

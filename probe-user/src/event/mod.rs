@@ -178,17 +178,18 @@ impl Body {
                     Severity::Info
                 }
             }
-            Self::MemcgLimit(_) | Self::ReclaimStall(_) => Severity::Info,
             Self::Pressure(pressure) => pressure
                 .findings
                 .iter()
                 .map(|finding| finding.severity)
                 .max()
                 .unwrap_or(Severity::Info),
-            Self::LeakSuspect(_) => Severity::Warn,
             Self::ProbeStatus(status) if !status.attached => Severity::Error,
-            Self::ProbeStatus(_) | Self::Heartbeat(_) => Severity::Info,
-            Self::Loss(_) | Self::Gap(_) => Severity::Warn,
+            Self::ProbeStatus(_)
+            | Self::Heartbeat(_)
+            | Self::MemcgLimit(_)
+            | Self::ReclaimStall(_) => Severity::Info,
+            Self::Loss(_) | Self::Gap(_) | Self::LeakSuspect(_) => Severity::Warn,
         }
     }
 }

@@ -102,6 +102,13 @@ fn oom_kill(page: &mut Page, time: &str, kill: &OomKill) {
     if let Some((bar, legend)) = bar(&kill.memory) {
         page.item("memory", &format!("{bar} {legend}"), 1);
     }
+    if let Some(before) = &kill.before {
+        let limit = kill
+            .limit
+            .as_ref()
+            .and_then(|limit| limit.level.limit_bytes);
+        pressure::before(page, before, limit);
+    }
     victims(page, kill);
     others(page, kill);
     for (index, evidence) in verdict.evidence.iter().take(EVIDENCE).enumerate() {

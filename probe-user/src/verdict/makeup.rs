@@ -1,6 +1,6 @@
 //! What filled the memory.
 
-use super::{less_sure, share, unknown};
+use super::{lead_up, less_sure, share, unknown};
 use crate::event::label::{self, bytes, percent};
 use crate::event::{
     AllocPath, Candidate, Cause, Confidence, MemorySource, OomKill, Outcome, Role, Rss, Scope,
@@ -32,7 +32,7 @@ pub(super) fn of(kill: &OomKill) -> Makeup {
             unknown(None)
         }
         Scope::Node | Scope::Cpuset | Scope::Mempolicy => node(kill, &mut evidence),
-        _ => memcg(kill, &mut evidence),
+        _ => grown(kill, memcg(kill, &mut evidence)),
     };
     Makeup {
         cause,
@@ -40,6 +40,21 @@ pub(super) fn of(kill: &OomKill) -> Makeup {
         reason,
         evidence,
     }
+}
+
+/// Says leak or spike for anonymous memory where the record before the kill shows it.
+fn grown(kill: &OomKill, judgement: Judgement) -> Judgement {
+    let (Cause::WorkingSetOverLimit, confidence, reason) = &judgement else {
+        return judgement;
+    };
+    let Some(growth) = lead_up::growth(kill, *confidence) else {
+        return judgement;
+    };
+    let reason = reason.as_ref().map_or_else(
+        || growth.reason.clone(),
+        |reason| format!("{reason}; {}", growth.reason),
+    );
+    (growth.cause, growth.confidence, Some(reason))
 }
 
 type Judgement = (Cause, Confidence, Option<String>);

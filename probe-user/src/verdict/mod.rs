@@ -1,13 +1,16 @@
 //! Verdicts: pure functions from the facts of an event to what they mean.
 //!
 //! A verdict cites the evidence it used and may say that it does not know. The rules:
-//! `makeup` what filled the memory, `choice` why this victim, `jvm` whether a heap setting
-//! leaves no room, `kubernetes` what the API will show, `steps` what to run next.
+//! `makeup` what filled the memory, `lead_up` how it came to that, `choice` why this victim, `jvm`
+//! whether a heap setting leaves no room, `kubernetes` what the API will show, `steps` what to run
+//! next; `pressure` is about nodes on which nobody was killed.
 
 mod choice;
 mod jvm;
 mod kubernetes;
+mod lead_up;
 mod makeup;
+pub mod pressure;
 mod steps;
 
 use crate::event::label::{self, bytes, percent};
@@ -19,7 +22,11 @@ pub fn oom_kill(kill: &OomKill) -> Verdict {
     let makeup = makeup::of(kill);
     // A heap setting explains a kill only by the limit that the JVM sees.
     let own_limit = matches!(kill.scope, Scope::Container | Scope::Pod | Scope::Slice);
-    let heap = (own_limit && makeup.cause == Cause::WorkingSetOverLimit)
+    let anonymous = matches!(
+        makeup.cause,
+        Cause::WorkingSetOverLimit | Cause::Leak | Cause::Spike
+    );
+    let heap = (own_limit && anonymous)
         .then(|| jvm::heap_near_limit(kill))
         .flatten();
     let mut evidence = limit_evidence(kill);
@@ -27,6 +34,7 @@ pub fn oom_kill(kill: &OomKill) -> Verdict {
     evidence.extend(makeup.evidence.iter().cloned());
     evidence.extend(trigger_evidence(kill));
     evidence.extend(choice::why(kill));
+    evidence.extend(lead_up::evidence(kill));
     Verdict {
         cause: makeup.cause,
         confidence: makeup.confidence,

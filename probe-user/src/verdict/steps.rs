@@ -36,13 +36,7 @@ pub(super) fn of(kill: &OomKill, cause: Cause, heap_near_limit: bool) -> Vec<Str
 
 /// What looks at the kind of memory that filled the limit.
 fn by_cause(kill: &OomKill, cause: Cause, k8s: Option<&K8s>) -> Option<String> {
-    let exec = |command: &str| {
-        let (pod, container) = (named_pod(k8s?)?, container(k8s?)?);
-        Some(format!(
-            "kubectl {} exec {} -c {container} -- {command}",
-            pod.namespace, pod.name
-        ))
-    };
+    let exec = |command: &str| Target::of(k8s?)?.exec(command);
     match cause {
         Cause::Tmpfs => exec("df -h").or_else(|| Some("df -h -t tmpfs".to_owned())),
         Cause::KernelMemory => Some("slabtop -o -s c | head -20".to_owned()),
@@ -73,7 +67,12 @@ fn node_wide(kill: &OomKill, cause: Cause, k8s: Option<&K8s>) -> Vec<String> {
 
 fn pod(kill: &OomKill, k8s: &K8s, heap_near_limit: bool) -> Vec<String> {
     let mut steps = Vec::new();
-    let Some(PodName { namespace, name }) = named_pod(k8s) else {
+    let Some(Target {
+        namespace,
+        name,
+        container,
+    }) = Target::of(k8s)
+    else {
         let uid = k8s.pod.uid.as_deref().and_then(plain);
         steps.extend(uid.map(|uid| {
             format!(
@@ -94,7 +93,7 @@ fn pod(kill: &OomKill, k8s: &K8s, heap_near_limit: bool) -> Vec<String> {
         steps.push(top.clone());
     }
     steps.push(format!("kubectl {namespace} describe pod {name}"));
-    if let Some(container) = container(k8s) {
+    if let Some(container) = container {
         let init = kill.chosen().and_then(|victim| victim.container_init);
         let previous = if init == Some(true) {
             " --previous"
@@ -111,22 +110,37 @@ fn pod(kill: &OomKill, k8s: &K8s, heap_near_limit: bool) -> Vec<String> {
     steps
 }
 
-/// A pod as arguments of kubectl.
-struct PodName {
+/// A pod as arguments of kubectl, each one shell word.
+pub(super) struct Target {
     /// With its `-n`.
-    namespace: String,
-    name: String,
+    pub(super) namespace: String,
+    pub(super) name: String,
+    container: Option<String>,
 }
 
-fn named_pod(k8s: &K8s) -> Option<PodName> {
-    Some(PodName {
-        namespace: format!("-n {}", quote(k8s.namespace.name.as_deref()?)?),
-        name: quote(k8s.pod.name.as_deref()?)?,
-    })
-}
+impl Target {
+    /// `None` if the names are not known.
+    pub(super) fn of(k8s: &K8s) -> Option<Self> {
+        let container = k8s.container.as_ref();
+        Some(Self {
+            namespace: format!("-n {}", quote(k8s.namespace.name.as_deref()?)?),
+            name: quote(k8s.pod.name.as_deref()?)?,
+            container: container.and_then(|container| quote(container.name.as_deref()?)),
+        })
+    }
 
-fn container(k8s: &K8s) -> Option<String> {
-    quote(k8s.container.as_ref()?.name.as_deref()?)
+    /// `command` run in its container.
+    pub(super) fn exec(&self, command: &str) -> Option<String> {
+        let Self {
+            namespace,
+            name,
+            container,
+        } = self;
+        let container = container.as_ref()?;
+        Some(format!(
+            "kubectl {namespace} exec {name} -c {container} -- {command}"
+        ))
+    }
 }
 
 /// The limit owner, or the pod above a container: the container's own cgroup goes with it.
@@ -168,7 +182,7 @@ fn unit(kill: &OomKill) -> Option<String> {
 
 /// One shell word. `None` for what no line may hold: control characters, and bidirectional
 /// controls that make a command look like another one.
-fn quote(word: &str) -> Option<String> {
+pub(super) fn quote(word: &str) -> Option<String> {
     if word.is_empty() || word.chars().any(is_hostile) {
         return None;
     }

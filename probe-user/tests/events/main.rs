@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod committed;
 #[cfg(test)]
+mod pressure;
+#[cfg(test)]
 mod samples;
 #[cfg(test)]
 mod schema;

@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 
 use oomprobe::event::{
-    AllocPath, Body, Candidate, Cgroup, Constraint, Container, Event, Gap, Gfp, Heartbeat, Host,
-    K8s, K8sContainer, KernelFacts, Limit, LimitLevel, Loss, Memory, MemorySource, Named, Node,
-    OomKill, OomOutcome, Outcome, Pod, ProbeStatus, Process, Qos, Refusal, ResolvedBy, Role, Rss,
-    Scope, SignalStatus, Time, Trigger, Victim, VictimOutcome,
+    AllocPath, Before, Body, Candidate, Cgroup, Confidence, Constraint, Container, Event, Gap, Gfp,
+    Heartbeat, Host, K8s, K8sContainer, KernelFacts, Limit, LimitLevel, Loss, Memory, MemorySample,
+    MemorySource, Named, Node, OomKill, OomOutcome, Outcome, Pod, ProbeStatus, Process, Qos,
+    Refusal, ResolvedBy, Role, Rss, Scope, SignalStatus, Time, Trigger, Victim, VictimOutcome,
 };
 use oomprobe::verdict;
+
+mod pressure;
+
+pub(crate) use pressure::pressure;
 
 pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const GIB: u64 = 1 << 30;
@@ -284,6 +288,40 @@ pub(crate) fn node_kill() -> OomKill {
     }
 }
 
+/// The same container grew by 8 MiB/s for 40 s, then hit its limit for 4.2 s.
+pub(crate) fn leak_kill() -> OomKill {
+    let samples = (0..45).rev().map(|s| {
+        let usage = (512 * MIB).min((512 + 4 * 8 - 8 * s) * MIB);
+        MemorySample {
+            before_ms: f64::from(u32::try_from(s).unwrap()) * 1e3 + 200.0,
+            usage_bytes: usage,
+            anon_bytes: Some(usage - 12 * MIB),
+            file_bytes: Some(4 * MIB),
+            shmem_bytes: Some(0),
+            slab_bytes: Some(8 * MIB),
+            swap_bytes: Some(0),
+            max_events: Some(if s < 4 { 312 } else { 0 }),
+            ..MemorySample::default()
+        }
+    });
+    OomKill {
+        before: Some(Before {
+            samples: samples.collect(),
+            first_limit_hit_ms: Some(4_200.0),
+            max_hits: Some(312),
+            high_hits: Some(0),
+            stall_ms: Some(5_304.0),
+            refaults: Some(18_211),
+            growth_bytes_per_s: Some(8_388_608.0),
+            growth_confidence: Some(Confidence::High),
+            half_to_limit_ms: Some(32_000.0),
+            thrashed: Some(true),
+            span_ms: 44_200.0,
+        }),
+        ..container_kill()
+    }
+}
+
 /// `memory.oom.group` took the whole container.
 pub(crate) fn group_kill() -> OomKill {
     let mut kill = container_kill();
@@ -438,14 +476,20 @@ pub(crate) fn others() -> Vec<Event> {
 
 /// One event of every kind, and kills of every sort.
 pub(crate) fn all() -> Vec<Event> {
-    let kills = [
+    let kills = vec![
         container_kill(),
         pod_kill(),
         node_kill(),
         group_kill(),
         tmpfs_kill(),
+        leak_kill(),
         hostile_kill(),
         OomKill::default(),
     ];
-    kills.into_iter().map(explained).chain(others()).collect()
+    kills
+        .into_iter()
+        .map(explained)
+        .chain(others())
+        .chain(pressure())
+        .collect()
 }

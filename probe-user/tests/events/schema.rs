@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use oomprobe::cli::schema;
-use oomprobe::event::{OomKill, Outcome, Severity};
+use oomprobe::event::{Body, OomKill, Outcome, Severity};
 use serde_json::Value;
 
 use crate::committed::assert_committed;
@@ -127,6 +127,14 @@ fn severity_follows_from_what_happened() {
         .collect();
     let (info, warn) = (Severity::Info, Severity::Warn);
     assert_eq!(others, [info, info, warn, info, warn, warn]);
+    for event in samples::pressure() {
+        let expected = match &event.body {
+            Body::Pressure(pressure) if !pressure.findings.is_empty() => warn,
+            Body::LeakSuspect(_) => warn,
+            _ => info,
+        };
+        assert_eq!(event.severity, expected, "{}", event.body.kind());
+    }
 }
 
 #[test]

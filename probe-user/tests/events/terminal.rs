@@ -33,6 +33,11 @@ fn tmpfs_kill() {
 }
 
 #[test]
+fn leak_kill() {
+    golden("leak", samples::leak_kill());
+}
+
+#[test]
 fn hostile_names() {
     golden("hostile", samples::hostile_kill());
 }
@@ -47,15 +52,24 @@ fn other_kinds() {
 }
 
 #[test]
+fn pressure() {
+    let lines: String = samples::pressure()
+        .iter()
+        .map(|event| render(event, false))
+        .collect();
+    assert_committed("probe-user/tests/events/golden/pressure.txt", &lines);
+}
+
+#[test]
 fn every_event_fits_the_screen() {
     for event in samples::all() {
         let text = render(&event, false);
         assert!(text.ends_with('\n'));
         let lines: Vec<_> = text.lines().collect();
-        let most = if event.body.kind() == "oom_kill" {
-            25
-        } else {
-            2
+        let most = match event.body.kind() {
+            "oom_kill" | "pressure" => 25,
+            "leak_suspect" => 3,
+            _ => 2,
         };
         assert!(lines.len() <= most, "{} lines:\n{text}", lines.len());
         for line in lines {

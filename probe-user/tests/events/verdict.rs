@@ -1,14 +1,14 @@
 //! Verdict rules, one case a row.
 
 use oomprobe::event::{
-    AllocPath, Cause, Cgroup, Confidence, Memory, MemorySource, Node, OomKill, Outcome, Role,
-    Scope, Verdict,
+    AllocPath, Before, Cause, Cgroup, Confidence, Memory, MemorySource, Node, OomKill, Outcome,
+    Role, Scope, Verdict,
 };
 use oomprobe::verdict::oom_kill;
 
 use crate::samples::{
-    GIB, MIB, candidate, container_kill, group_kill, level, memory, node_kill, pod_kill, process,
-    tmpfs_kill,
+    GIB, MIB, candidate, container_kill, group_kill, leak_kill, level, memory, node_kill, pod_kill,
+    process, tmpfs_kill,
 };
 
 fn with(mut kill: OomKill, change: impl FnOnce(&mut OomKill)) -> OomKill {
@@ -459,6 +459,114 @@ fn partial_cases() -> Vec<Case> {
     ]
 }
 
+/// What was recorded before the kill: each row changes the leak.
+#[expect(clippy::too_many_lines, reason = "a table")]
+fn lead_up_cases() -> Vec<Case> {
+    let before =
+        |change: fn(&mut Before)| with(leak_kill(), |kill| change(kill.before.as_mut().unwrap()));
+    vec![
+        case(
+            "steady growth for 40 s",
+            leak_kill(),
+            LIKELY(Cause::Leak),
+            &[
+                "97 % of it is anonymous memory",
+                "grew steadily by 8 MiB/s for 40 s",
+                "first hit 4.2 s before the kill, 312 hits of the limit in the last 44 s",
+                "usage grew by 8 MiB/s in the ten seconds before that",
+                "it thrashed before it was killed: tasks waited for memory 12 % of the time",
+            ],
+        ),
+        case(
+            "the same in nine seconds",
+            before(|before| {
+                before.samples.retain(|sample| sample.before_ms < 13_500.0);
+                before.thrashed = Some(false);
+            }),
+            SURE(Cause::WorkingSetOverLimit),
+            &["it did not thrash before"],
+        ),
+        case(
+            "a plateau, then a step to the limit",
+            before(|before| {
+                for sample in &mut before.samples {
+                    if sample.before_ms > 9_000.0 {
+                        sample.anon_bytes = Some(300 * MIB);
+                    }
+                }
+            }),
+            SURE(Cause::WorkingSetOverLimit),
+            &[],
+        ),
+        case(
+            "a saw that came too near",
+            before(|before| {
+                for (index, sample) in before.samples.iter_mut().enumerate() {
+                    let tooth = u64::try_from(index % 12).unwrap() * 20;
+                    sample.anon_bytes = Some((200 + tooth) * MIB);
+                }
+            }),
+            SURE(Cause::WorkingSetOverLimit),
+            &[],
+        ),
+        case(
+            "half the limit in a moment",
+            before(|before| before.half_to_limit_ms = Some(320.0)),
+            SURE(Cause::Spike),
+            &["half of the limit was taken within 320 ms"],
+        ),
+        case(
+            "the same told by two samples alone",
+            before(|before| {
+                before.half_to_limit_ms = None;
+                before.samples.drain(..before.samples.len() - 2);
+                before.samples[0].usage_bytes = 100 * MIB;
+                before.samples[0].before_ms = 900.0;
+            }),
+            SURE(Cause::Spike),
+            &["half of the limit was taken within 700 ms"],
+        ),
+        case(
+            "younger than a sample: only what the kernel counted",
+            before(|before| {
+                *before = Before {
+                    max_hits: Some(3),
+                    span_ms: 400.0,
+                    ..Before::default()
+                };
+            }),
+            SURE(Cause::WorkingSetOverLimit),
+            &["3 hits of the limit in the last 400 ms"],
+        ),
+        case(
+            "tmpfs stays tmpfs however fast it came",
+            with(tmpfs_kill(), |kill| {
+                kill.before = leak_kill().before;
+                kill.before.as_mut().unwrap().half_to_limit_ms = Some(100.0);
+            }),
+            SURE(Cause::Tmpfs),
+            &["first hit 4.2 s before"],
+        ),
+        case(
+            "a JVM that spiked has no room either",
+            with(leak_kill(), |kill| {
+                cmdline(kill, &["java", "-Xmx500m"]);
+                kill.before.as_mut().unwrap().half_to_limit_ms = Some(100.0);
+            }),
+            SURE(Cause::Spike),
+            &["the JVM heap setting leaves no room"],
+        ),
+        case(
+            "a full node is a full node; the record is evidence",
+            with(node_kill(), |kill| {
+                kill.before = leak_kill().before;
+            }),
+            SURE(Cause::NodeExhausted),
+            &["usage grew by 8 MiB/s"],
+        ),
+    ]
+}
+
 fn cases() -> Vec<Case> {
     [
         memcg_cases(),
@@ -467,6 +575,7 @@ fn cases() -> Vec<Case> {
         node_cases(),
         unknown_cases(),
         partial_cases(),
+        lead_up_cases(),
     ]
     .into_iter()
     .flatten()
