@@ -38,6 +38,16 @@ pub fn percent(part: u64, whole: u64) -> String {
     }
 }
 
+/// A stretch of time in the unit a person would choose, as "12 min".
+pub fn ago(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        7200..=172_799 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
 /// Who owns a process or a limit: "namespace/pod/container", else what is known of it.
 pub fn subject(
     k8s: Option<&K8s>,
@@ -99,6 +109,20 @@ mod tests {
             (u64::MAX, "16 EiB"),
         ] {
             assert_eq!(bytes(value), text, "{value}");
+        }
+    }
+
+    #[test]
+    fn times() {
+        let cases = [
+            (0, "0 s"),
+            (119, "119 s"),
+            (120, "2 min"),
+            (7200, "2 h"),
+            (200_000, "2 days"),
+        ];
+        for (seconds, text) in cases {
+            assert_eq!(ago(seconds), text);
         }
     }
 

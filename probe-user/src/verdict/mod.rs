@@ -10,6 +10,8 @@ mod kubernetes;
 mod makeup;
 mod steps;
 
+pub(crate) use steps::quote;
+
 use crate::event::label::{self, bytes, percent};
 use crate::event::{AllocPath, Cause, Confidence, LimitLevel, OomKill, Outcome, Scope, Verdict};
 use makeup::Makeup;
