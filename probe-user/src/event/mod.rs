@@ -186,13 +186,14 @@ impl Body {
                     Severity::Info
                 }
             }
-            Self::MemcgLimit(_) | Self::ReclaimStall(_) => Severity::Info,
             Self::Pressure(pressure) => worst(&pressure.findings),
             Self::Triage(triage) => worst(&triage.findings),
-            Self::LeakSuspect(_) => Severity::Warn,
             Self::ProbeStatus(status) if !status.attached => Severity::Error,
-            Self::ProbeStatus(_) | Self::Heartbeat(_) => Severity::Info,
-            Self::Loss(_) | Self::Gap(_) => Severity::Warn,
+            Self::LeakSuspect(_) | Self::Loss(_) | Self::Gap(_) => Severity::Warn,
+            Self::MemcgLimit(_)
+            | Self::ReclaimStall(_)
+            | Self::ProbeStatus(_)
+            | Self::Heartbeat(_) => Severity::Info,
         }
     }
 }

@@ -41,8 +41,6 @@ pub fn room(path: &Path) -> io::Result<Option<Room>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn reads_this_machine() {
         let dir = tempfile::tempdir().unwrap();

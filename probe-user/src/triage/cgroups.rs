@@ -22,7 +22,7 @@ const MOST: usize = 16_384;
 
 /// What a cgroup stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(super) enum Kind {
     /// A container.
     Container,
     /// A pod: its containers are in it.
@@ -33,24 +33,24 @@ pub enum Kind {
 
 /// A cgroup that matters.
 #[derive(Clone, Debug)]
-pub struct Unit {
+pub(super) struct Unit {
     /// kernfs id.
-    pub id: u64,
+    pub(super) id: u64,
     /// Path from the root of the memory hierarchy, as the kernel spells it.
-    pub path: Vec<u8>,
+    pub(super) path: Vec<u8>,
     /// What it stands for.
-    pub kind: Kind,
+    pub(super) kind: Kind,
     /// Its memory.
-    pub sample: CgroupSample,
+    pub(super) sample: CgroupSample,
     /// Its limits and protections.
-    pub settings: Settings,
+    pub(super) settings: Settings,
     /// Its CPU limit at work; `None` where there is no CPU controller.
-    pub throttling: Option<Throttling>,
+    pub(super) throttling: Option<Throttling>,
 }
 
 impl Unit {
     /// As events name it.
-    pub fn cgroup(&self) -> Cgroup {
+    pub(super) fn cgroup(&self) -> Cgroup {
         Cgroup {
             id: Some(self.id),
             path: Some(text(&self.path)),
@@ -59,7 +59,7 @@ impl Unit {
 }
 
 /// Where the cgroups are.
-pub struct Places {
+pub(super) struct Places {
     memory: Dir,
     /// Path of what is mounted there.
     root: Vec<u8>,
@@ -70,7 +70,7 @@ pub struct Places {
 
 impl Places {
     /// Opens the memory hierarchy.
-    pub fn open(mode: Mode, memory: &Mount) -> Result<Self, Error> {
+    pub(super) fn open(mode: Mode, memory: &Mount) -> Result<Self, Error> {
         let version = match mode {
             Mode::Unified => Version::V2,
             Mode::Legacy | Mode::Hybrid => Version::V1,
@@ -90,14 +90,9 @@ impl Places {
         })
     }
 
-    /// The interface of the memory controller.
-    pub fn version(&self) -> Version {
-        self.version
-    }
-
     /// Looks at all that matter. Those that vanish meanwhile are left out; what else cannot be
     /// read goes to `failed`.
-    pub fn look(&self, failed: &mut Vec<Error>) -> Vec<Unit> {
+    pub(super) fn look(&self, failed: &mut Vec<Error>) -> Vec<Unit> {
         let mut walk = Walk {
             version: self.version,
             levels: Vec::new(),

@@ -1,9 +1,11 @@
 //! One look at the node: two of them make a triage.
 
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use super::cgroups::{Places, Unit};
-use crate::event::NotRead;
+use crate::event::{NotRead, text};
 use crate::identity::hierarchy;
 use crate::node::cpu::{Load, Tasks};
 use crate::node::meminfo::Meminfo;
@@ -13,37 +15,37 @@ use crate::node::{Error, clock};
 use crate::pressure::sample::NodeSample;
 
 /// The resources whose pressure is told, in the order of [`NodeSample::psi_some_us`].
-pub const RESOURCES: [&str; 3] = ["cpu", "memory", "io"];
+pub(super) const RESOURCES: [&str; 3] = ["cpu", "memory", "io"];
 
 /// Failures that are told one by one; the rest is a number.
 const FAILURES_TOLD: usize = 3;
 
 /// What a look found. What it did not is in [`Node::not_read`].
-pub struct Look {
+pub(super) struct Look {
     /// Memory, reclaim and stalls.
-    pub node: NodeSample,
+    pub(super) node: NodeSample,
     /// The same stalls as the kernel averages them.
-    pub pressure: [Option<Pressure>; 3],
+    pub(super) pressure: [Option<Pressure>; 3],
     /// Load averages.
-    pub load: Option<Load>,
+    pub(super) load: Option<Load>,
     /// Tasks and processors.
-    pub tasks: Option<Tasks>,
+    pub(super) tasks: Option<Tasks>,
     /// The cgroups that matter.
-    pub units: Vec<Unit>,
+    pub(super) units: Vec<Unit>,
 }
 
 /// Where to look.
-pub struct Node {
+pub(super) struct Node {
     proc: PathBuf,
     vmstat: Option<Vmstat>,
     places: Option<Places>,
     /// What could not be read so far, each thing once.
-    pub not_read: Vec<NotRead>,
+    pub(super) not_read: Vec<NotRead>,
 }
 
 impl Node {
     /// Finds the files of the host at `host_root`.
-    pub fn open(host_root: &Path) -> Self {
+    pub(super) fn open(host_root: &Path) -> Self {
         let proc = host_root.join("proc");
         let mut node = Self {
             vmstat: None,
@@ -60,7 +62,7 @@ impl Node {
     }
 
     /// Looks once. Without `/proc/meminfo` there is nothing to say.
-    pub fn look(&mut self) -> Result<Look, Error> {
+    pub(super) fn look(&mut self) -> Result<Look, Error> {
         let mut failed = Vec::new();
         let units = match &self.places {
             Some(places) => places.look(&mut failed),
@@ -87,7 +89,7 @@ impl Node {
     }
 
     /// The value, or a note of why there is none.
-    pub fn told<T>(&mut self, result: Result<T, Error>) -> Option<T> {
+    pub(super) fn told<T>(&mut self, result: Result<T, Error>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
             Err(error) => {
@@ -98,7 +100,7 @@ impl Node {
     }
 
     /// Notes that `what` could not be read.
-    pub fn missing(&mut self, what: &str, why: &str) {
+    pub(super) fn missing(&mut self, what: &str, why: &str) {
         if !self.not_read.iter().any(|other| other.what == what) {
             self.not_read.push(NotRead {
                 what: what.to_owned(),
@@ -108,12 +110,16 @@ impl Node {
     }
 
     fn unreadable(&mut self, error: &Error) {
-        let text = error.to_string();
-        // The path comes first in these errors.
-        match text.split_once(": ") {
-            Some((what, why)) => self.missing(what, why),
-            None => self.missing(&text, ""),
-        }
+        let (path, why) = match error {
+            Error::Gone { path } => (path, "there is none".to_owned()),
+            Error::Disabled { path } => (path, "switched off in this kernel".to_owned()),
+            Error::Io { path, source } if source.kind() == ErrorKind::PermissionDenied => {
+                (path, "not permitted; run as root".to_owned())
+            }
+            Error::Io { path, source } => (path, source.to_string()),
+            Error::Malformed { path, source } => (path, source.to_string()),
+        };
+        self.missing(&text(path.as_os_str().as_bytes()), &why);
     }
 
     fn cgroups_failed(&mut self, failed: &[Error]) {

@@ -22,7 +22,7 @@ const IMAGEFS_PERCENT: u64 = 15;
 const NO_KUBELET_PERCENT: u64 = 3;
 
 /// Reads each file system once.
-pub fn read(host_root: &Path, node: &mut Node) -> Vec<Disk> {
+pub(super) fn read(host_root: &Path, node: &mut Node) -> Vec<Disk> {
     let kubelet = host_root.join(NODE[0]).is_dir();
     let mut found: Vec<(u64, Disk)> = Vec::new();
     let all = NODE.iter().map(|path| (path, NODEFS_PERCENT));

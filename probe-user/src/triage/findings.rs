@@ -2,6 +2,9 @@
 //!
 //! A node may be busy and well: every rule asks for more than a full load brings about.
 
+use std::cmp::Reverse;
+use std::collections::HashSet;
+
 use crate::event::label::{self, ago, bytes, percent};
 use crate::event::{
     Cgroup, Confidence, Disk, Finding, FindingId, RecentKill, Severity, Throttled, Triage,
@@ -46,8 +49,8 @@ const INODES_PERCENT: u64 = 5;
 /// Connections by their most, percent.
 const CONNTRACK_PERCENT: u64 = 90;
 
-/// What is wrong, most serious first.
-pub fn of(triage: &Triage) -> Vec<Finding> {
+/// What is wrong by these readings alone.
+pub(super) fn of(triage: &Triage) -> Vec<Finding> {
     let rules = [
         oom_recent,
         memory_short,
@@ -60,9 +63,22 @@ pub fn of(triage: &Triage) -> Vec<Finding> {
     let mut found: Vec<Finding> = rules.iter().filter_map(|rule| rule(triage)).collect();
     found.extend(triage.disks.iter().filter_map(disk_pressure));
     found.extend(triage.cpu.throttled.iter().filter_map(cpu_throttling));
-    // Stable: of equals, the order of the rules.
-    found.sort_by_key(|finding| std::cmp::Reverse((finding.severity, finding.confidence)));
     found
+}
+
+/// Most serious first, and each thing about each cgroup once.
+pub(super) fn ranked(mut findings: Vec<Finding>) -> Vec<Finding> {
+    // Stable: of equals, the order in which they were found.
+    findings.sort_by_key(|finding| Reverse((finding.severity, finding.confidence)));
+    let mut seen = HashSet::new();
+    findings.retain(|finding| {
+        let cgroup = finding
+            .cgroup
+            .as_ref()
+            .and_then(|cgroup| cgroup.path.clone());
+        seen.insert((finding.id, cgroup))
+    });
+    findings
 }
 
 fn warning(id: FindingId, summary: String) -> Finding {
@@ -111,13 +127,13 @@ fn oom_recent(triage: &Triage) -> Option<Finding> {
             let process = label::process(&kill.process);
             let owner = owner(kill);
             format!(
-                "The OOM killer killed {process}{owner} {} ago.",
+                "the OOM killer killed {process}{owner} {} ago",
                 ago(kill.age_s)
             )
         }
-        None if now > 0 => format!("The OOM killer killed {now} processes during this look."),
+        None if now > 0 => format!("the OOM killer killed {now} processes during this look"),
         None => format!(
-            "The OOM killer killed {since_boot} processes since boot, {} ago.",
+            "the OOM killer killed {since_boot} processes since boot, {} ago",
             ago(oom.uptime_s)
         ),
     };
@@ -156,20 +172,21 @@ fn owner(kill: &RecentKill) -> String {
 }
 
 fn evidence_of(kill: &RecentKill) -> String {
-    let limit = match (&kill.limit_cgroup, &kill.message) {
-        (Some(cgroup), _) => format!(
-            "limit of {}",
-            cgroup.path.as_deref().unwrap_or("an unknown cgroup")
-        ),
+    let path = |cgroup: Option<&Cgroup>| cgroup.and_then(|cgroup| cgroup.path.clone());
+    let limit = match (path(kill.limit_cgroup.as_ref()), &kill.message) {
+        (Some(limit), _) if Some(&limit) == path(kill.cgroup.as_ref()).as_ref() => {
+            "at its own limit".to_owned()
+        }
+        (Some(limit), _) => format!("at the limit of {limit}"),
         (None, Some(message)) => message.clone(),
-        (None, None) => "the log does not say whose limit".to_owned(),
+        (None, None) => "the log does not say at whose limit".to_owned(),
     };
     let size = match kill.process.rss {
         Some(rss) => format!(", {}", bytes(rss.total_bytes())),
         None => String::new(),
     };
     format!(
-        "{} ago: {}{}{size}; {limit}",
+        "{} ago: {}{}{size}, {limit}",
         ago(kill.age_s),
         label::process(&kill.process),
         owner(kill)
@@ -189,14 +206,18 @@ fn memory_short(triage: &Triage) -> Option<Finding> {
     let swap_total = memory.swap_total_bytes.unwrap_or(0);
     let swap_free = memory.swap_free_bytes.unwrap_or(0);
     let swap_full = swap_total > 0 && below(swap_free, swap_total, SWAP_FREE_PERCENT);
-    let short = below(available, total, AVAILABLE_PERCENT);
-    if !short && !(swap_full && below(available, total, AVAILABLE_SWAP_FULL_PERCENT)) {
+    let least = if swap_full {
+        AVAILABLE_SWAP_FULL_PERCENT
+    } else {
+        AVAILABLE_PERCENT
+    };
+    if !below(available, total, least) {
         return None;
     }
     let mut finding = warning(
         FindingId::Overcommit,
         format!(
-            "The node runs out of memory: {} of {} can still be had.",
+            "the node runs out of memory: {} of {} can still be had",
             bytes(available),
             bytes(total)
         ),
@@ -246,7 +267,7 @@ fn slab_unreclaimable(triage: &Triage) -> Option<Finding> {
     let mut finding = warning(
         FindingId::SlabUnreclaimable,
         format!(
-            "Kernel objects that cannot be given back fill {} of the memory.",
+            "kernel objects that cannot be given back fill {} of the memory",
             percent(slab, total)
         ),
     );
@@ -286,7 +307,7 @@ fn commit_limit(triage: &Triage) -> Option<Finding> {
     }
     let mut finding = warning(
         FindingId::Overcommit,
-        "Memory is promised up to its limit: allocations fail although memory is free.".to_owned(),
+        "memory is promised up to its limit: allocations fail although memory is free".to_owned(),
     );
     finding.evidence = vec![
         format!(
@@ -314,7 +335,7 @@ fn cpu_throttling(throttled: &Throttled) -> Option<Finding> {
     let mut finding = warning(
         FindingId::CpuThrottling,
         format!(
-            "{who} waits for its CPU limit in {} of its periods.",
+            "{who} waits for its CPU limit in {} of its periods",
             in_percent(throttled.throttled_ratio)
         ),
     );
@@ -346,7 +367,7 @@ fn cpu_pressure(triage: &Triage) -> Option<Finding> {
     let mut finding = warning(
         FindingId::CpuPressure,
         format!(
-            "Tasks wait for a processor {} of the time.",
+            "tasks wait for a processor {} of the time",
             in_percent(now)
         ),
     );
@@ -375,7 +396,7 @@ fn io_pressure(triage: &Triage) -> Option<Finding> {
     let mut finding = warning(
         FindingId::IoPressure,
         format!(
-            "Nothing gets on for want of a disk {} of the time.",
+            "nothing gets on for want of a disk {} of the time",
             in_percent(now)
         ),
     );
@@ -422,7 +443,7 @@ fn disk_pressure(disk: &Disk) -> Option<Finding> {
     };
     let mut finding = warning(
         FindingId::DiskPressure,
-        format!("The file system of {path} is short of {what}{consequence}."),
+        format!("the file system of {path} is short of {what}{consequence}"),
     );
     let by = if disk.kubelet {
         "the kubelet's default threshold"
@@ -465,7 +486,7 @@ fn conntrack_full(triage: &Triage) -> Option<Finding> {
     }
     let mut finding = warning(
         FindingId::ConntrackFull,
-        "The connection tracking table is nearly full: new connections will be dropped.".to_owned(),
+        "the connection tracking table is nearly full: new connections will be dropped".to_owned(),
     );
     finding.evidence.push(format!(
         "{} of {} connections ({})",

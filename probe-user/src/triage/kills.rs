@@ -18,7 +18,7 @@ const MOST: usize = 5;
 const RECORDS: usize = 1_000_000;
 
 /// The last kills in the log at `device`, newest first.
-pub fn recent(device: &Path) -> Result<Vec<RecentKill>, Error> {
+pub(super) fn recent(device: &Path) -> Result<Vec<RecentKill>, Error> {
     let mut log = KmsgReader::open(device, Start::Oldest)?;
     let mut assembler = Assembler::default();
     let mut last = VecDeque::new();

@@ -66,7 +66,7 @@ pub async fn run(options: &Options) -> Result<Event, Error> {
     let from_env = std::env::var("NODE_NAME").ok();
     let name = host::node_name(from_env.as_deref(), &proc).ok();
     name_all(&mut triage, &resolver, name.as_deref()).await;
-    triage.findings = findings::of(&triage);
+    triage.findings = findings::ranked(findings::of(&triage));
     triage.healthy = triage.findings.is_empty();
 
     let host = Host {

@@ -19,7 +19,7 @@ const POD_OWN_BYTES: u64 = 64 << 20;
 
 /// What changed from `first` to `second`, and what is the case then. Names, findings and what is
 /// read once are still to be added.
-pub fn compare(first: &Look, second: &Look, top: usize) -> Triage {
+pub(super) fn compare(first: &Look, second: &Look, top: usize) -> Triage {
     let elapsed = Elapsed::between(first.node.boot_ns, second.node.boot_ns);
     let before: HashMap<u64, &Unit> = first.units.iter().map(|unit| (unit.id, unit)).collect();
     Triage {

@@ -10,6 +10,9 @@ use oomprobe::event::{
 };
 use oomprobe::verdict;
 
+#[path = "triage_samples.rs"]
+pub(crate) mod triage;
+
 pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const GIB: u64 = 1 << 30;
 const NOW: u64 = 1_763_690_534_123_456_789;
@@ -446,5 +449,10 @@ pub(crate) fn all() -> Vec<Event> {
         hostile_kill(),
         OomKill::default(),
     ];
-    kills.into_iter().map(explained).chain(others()).collect()
+    kills
+        .into_iter()
+        .map(explained)
+        .chain(others())
+        .chain([triage::ill(), triage::healthy(), triage::hostile()])
+        .collect()
 }

@@ -38,6 +38,18 @@ fn hostile_names() {
 }
 
 #[test]
+fn triage() {
+    for (name, event) in [
+        ("triage_ill", samples::triage::ill()),
+        ("triage_healthy", samples::triage::healthy()),
+        ("triage_hostile", samples::triage::hostile()),
+    ] {
+        let path = format!("probe-user/tests/events/golden/{name}.txt");
+        assert_committed(&path, &render(&event, false));
+    }
+}
+
+#[test]
 fn other_kinds() {
     let lines: String = samples::others()
         .iter()
@@ -52,10 +64,10 @@ fn every_event_fits_the_screen() {
         let text = render(&event, false);
         assert!(text.ends_with('\n'));
         let lines: Vec<_> = text.lines().collect();
-        let most = if event.body.kind() == "oom_kill" {
-            25
-        } else {
-            2
+        let most = match event.body.kind() {
+            "oom_kill" => 25,
+            "triage" => 60,
+            _ => 2,
         };
         assert!(lines.len() <= most, "{} lines:\n{text}", lines.len());
         for line in lines {

@@ -23,9 +23,10 @@ pub(super) fn page(page: &mut Page, time: &str, host: Option<&str>, triage: &Tri
         count => (Colour::Warn, format!("{count} FINDINGS")),
     };
     let head = format!("{time} TRIAGE{}  {verdict}", host.unwrap_or_default());
-    let head = match triage.findings.is_empty() {
-        true => format!("{head}: {}", key_numbers(triage)),
-        false => head,
+    let head = if triage.findings.is_empty() {
+        format!("{head}: {}", key_numbers(triage))
+    } else {
+        head
     };
     page.line(colour, &cut(&head, layout::WIDTH));
     for (index, found) in triage.findings.iter().enumerate() {
@@ -97,8 +98,11 @@ fn readings(page: &mut Page, triage: &Triage) {
     page.item("oom", &oom(triage), 2);
     if let Some(table) = &triage.conntrack {
         let share = percent(table.count, table.max);
-        let text = format!("{} of {} connections ({share})", table.count, table.max);
-        page.item("conntrack", &text, 1);
+        let text = format!(
+            "{} of {} tracked connections ({share})",
+            table.count, table.max
+        );
+        page.item("conns", &text, 1);
     }
     for (index, disk) in triage.disks.iter().enumerate() {
         page.item(if index == 0 { "disk" } else { "" }, &room(disk), 1);
@@ -182,14 +186,14 @@ fn pressure(all: &[NodePressure]) -> String {
 fn reclaim(triage: &Triage) -> String {
     let reclaim = &triage.reclaim;
     format!(
-        "pages/s: kswapd {}, direct {} ({} stalls/s), freed {}, refaults anon {} file {} · major \
+        "pages/s: kswapd {}, direct {}, freed {}, refaults anon {} file {} · stalls {}/s · major \
          faults {}/s",
         rate(reclaim.kswapd_scanned_per_s),
         rate(reclaim.direct_scanned_per_s),
-        rate(reclaim.direct_stalls_per_s),
         rate(reclaim.reclaimed_per_s),
         rate(reclaim.refaults_anon_per_s),
         rate(reclaim.refaults_file_per_s),
+        rate(reclaim.direct_stalls_per_s),
         rate(reclaim.major_faults_per_s)
     )
 }
@@ -301,7 +305,7 @@ fn line(row: &TopCgroup) -> String {
 fn short(bytes: Option<u64>) -> String {
     match bytes {
         None | Some(0) => "-".to_owned(),
-        Some(bytes) => label::bytes(bytes).replace(" ", "").replace("iB", ""),
+        Some(bytes) => label::bytes(bytes).replace(' ', "").replace("iB", ""),
     }
 }
 

@@ -248,12 +248,13 @@ fn a_read_only_image_is_not_a_full_disk() {
 }
 
 #[test]
-fn a_kill_comes_first() {
+fn a_kill_comes_first_and_nothing_twice() {
     let triage = with(|t| {
         t.disks = vec![disk(1, true)];
         t.oom.recent = vec![kill(5)];
     });
-    let ids: Vec<_> = of(&triage).iter().map(|finding| finding.id).collect();
+    let twice = [of(&triage), of(&triage)].concat();
+    let ids: Vec<_> = ranked(twice).iter().map(|finding| finding.id).collect();
     assert_eq!(ids, [FindingId::OomRecent, FindingId::DiskPressure]);
 }
 
