@@ -131,9 +131,9 @@ fn oom_recent(triage: &Triage) -> Option<Finding> {
                 ago(kill.age_s)
             )
         }
-        None if now > 0 => format!("the OOM killer killed {now} processes during this look"),
+        None if now > 0 => format!("the OOM killer ran during this look, processes killed: {now}"),
         None => format!(
-            "the OOM killer killed {since_boot} processes since boot, {} ago",
+            "the OOM killer ran since boot {} ago, processes killed: {since_boot}",
             ago(oom.uptime_s)
         ),
     };
@@ -152,7 +152,7 @@ fn oom_recent(triage: &Triage) -> Option<Finding> {
         };
         finding
             .evidence
-            .push(format!("{total} kills since boot, {up} ago{now}"));
+            .push(format!("kills since boot, {up} ago: {total}{now}"));
     }
     if let Some(describe) = recent.first().and_then(|kill| describe(kill)) {
         finding.next_steps.push(describe);
@@ -366,10 +366,7 @@ fn cpu_pressure(triage: &Triage) -> Option<Finding> {
     }
     let mut finding = warning(
         FindingId::CpuPressure,
-        format!(
-            "tasks wait for a processor {} of the time",
-            in_percent(now)
-        ),
+        format!("tasks wait for a processor {} of the time", in_percent(now)),
     );
     finding.evidence = vec![
         format!(

@@ -171,7 +171,7 @@ pub(crate) fn ill() -> Event {
                 "12 min ago: java (pid 4711) in shop/cart-7d9f8b6c5-x2x8q/app, 494 MiB, at its \
                  own limit"
                     .into(),
-                "1 kills since boot, 12 days ago".into(),
+                "kills since boot, 12 days ago: 1".into(),
             ],
             next_steps: vec![
                 "kubectl -n shop describe pod cart-7d9f8b6c5-x2x8q".into(),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::layout::{self, Colour, Page, cut};
+use super::layout::{self, Colour, Page};
 use super::name;
 use crate::event::label::{self, ago, percent};
 use crate::event::{
@@ -10,7 +10,7 @@ use crate::event::{
 };
 
 /// Findings shown in full; the rest by their summaries.
-const IN_FULL: usize = 5;
+const IN_FULL: usize = 3;
 const EVIDENCE: usize = 6;
 const COMMANDS: usize = 3;
 const CACHES: usize = 4;
@@ -28,7 +28,7 @@ pub(super) fn page(page: &mut Page, time: &str, host: Option<&str>, triage: &Tri
     } else {
         head
     };
-    page.line(colour, &cut(&head, layout::WIDTH));
+    page.note(colour, &head);
     for (index, found) in triage.findings.iter().enumerate() {
         finding(page, found, index < IN_FULL);
     }
@@ -166,28 +166,37 @@ fn slab(triage: &Triage) -> String {
 }
 
 fn pressure(all: &[NodePressure]) -> String {
-    let one = |pressure: &NodePressure| {
-        let unknown = || "?".to_owned();
-        let some = pressure.some_ratio.map_or_else(unknown, share);
-        let full = pressure.full_ratio.map_or_else(unknown, share);
-        let minute = pressure.some_60s_ratio.map_or_else(unknown, share);
-        match pressure.resource.as_str() {
-            // No processor is idle for want of processors: `full` says nothing of the node.
-            "cpu" => format!("cpu {some} (60 s: {minute})"),
-            resource => format!("{resource} {some}, full {full} (60 s: {minute})"),
+    let known = |ratio: Option<f64>| ratio.map_or("?".to_owned(), share);
+    let mut text = String::new();
+    for (index, pressure) in all.iter().enumerate() {
+        let (between, minute) = if index == 0 {
+            ("", "60 s: ")
+        } else {
+            (" · ", "")
+        };
+        let _ = write!(
+            text,
+            "{between}{} {}",
+            pressure.resource,
+            known(pressure.some_ratio)
+        );
+        // No processor is idle for want of processors: `full` says nothing of the node.
+        if pressure.resource != "cpu" {
+            let _ = write!(text, ", full {}", known(pressure.full_ratio));
         }
-    };
-    if all.is_empty() {
-        return "not told by this kernel".to_owned();
+        let _ = write!(text, " ({minute}{})", known(pressure.some_60s_ratio));
     }
-    all.iter().map(one).collect::<Vec<_>>().join(" · ")
+    if text.is_empty() {
+        text.push_str("not told by this kernel");
+    }
+    text
 }
 
 fn reclaim(triage: &Triage) -> String {
     let reclaim = &triage.reclaim;
     format!(
-        "pages/s: kswapd {}, direct {}, freed {}, refaults anon {} file {} · stalls {}/s · major \
-         faults {}/s",
+        "per s: kswapd {}, direct {}, freed {} pages · refaults anon {} file {} · stalls {} · \
+         major faults {}",
         rate(reclaim.kswapd_scanned_per_s),
         rate(reclaim.direct_scanned_per_s),
         rate(reclaim.reclaimed_per_s),
@@ -229,6 +238,7 @@ fn oom(triage: &Triage) -> String {
     let up = ago(oom.uptime_s);
     let mut text = match oom.kills_since_boot {
         Some(0) => format!("no kill since boot, {up} ago"),
+        Some(1) => format!("1 kill since boot, {up} ago"),
         Some(count) => format!("{count} kills since boot, {up} ago"),
         None => format!("booted {up} ago"),
     };

@@ -137,7 +137,7 @@ fn each_fault_is_found_and_nothing_else() {
                 t.oom.kills_now = Some(2);
                 t.oom.recent.clear();
             }),
-            "2 processes during this look",
+            "ran during this look, processes killed: 2",
         ),
         (
             "booted lately, log unreadable",
@@ -146,7 +146,7 @@ fn each_fault_is_found_and_nothing_else() {
                 t.oom.recent.clear();
                 t.oom.uptime_s = 600;
             }),
-            "40 processes since boot, 10 min ago",
+            "since boot 10 min ago, processes killed: 40",
         ),
         (
             "nothing available",
