@@ -371,8 +371,10 @@ mod tests {
         let [throttled] = &triage.cpu.throttled[..] else {
             panic!("{triage:?}")
         };
-        assert_eq!(throttled.throttled_ratio, 1.0);
-        assert_eq!(throttled.throttled_ms, 2.5);
+        assert_eq!(
+            (throttled.throttled_ratio, throttled.throttled_ms),
+            (1.0, 2.5)
+        );
     }
 
     #[test]
