@@ -13,4 +13,5 @@ pub mod node;
 pub mod pressure;
 pub mod ring;
 pub mod sink;
+pub mod triage;
 pub mod verdict;

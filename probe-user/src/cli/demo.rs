@@ -183,6 +183,7 @@ impl Sink for OnlyMine {
             | Body::ReclaimStall(_)
             | Body::Pressure(_)
             | Body::LeakSuspect(_)
+            | Body::Triage(_)
             | Body::ProbeStatus(_)
             | Body::Heartbeat(_) => false,
             Body::Loss(_) | Body::Gap(_) => true,

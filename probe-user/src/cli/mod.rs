@@ -5,6 +5,7 @@ pub mod doctor;
 pub mod resolve;
 pub mod schema;
 pub mod trace;
+pub mod triage;
 
 use std::{ffi::OsString, io::IsTerminal, path::PathBuf, process::ExitCode};
 
@@ -23,6 +24,8 @@ pub mod exit {
     pub const USAGE: u8 = 2;
     /// A privilege or kernel feature is missing; the message says which and what to do.
     pub const UNSUPPORTED: u8 = 3;
+    /// Something is wrong with the node (`triage`).
+    pub const FINDINGS: u8 = 4;
 }
 
 /// Why was it OOM-killed, and whose limit was it?
@@ -36,10 +39,12 @@ Examples:
   oomprobe trace                          follow kills on this node, readable
   oomprobe trace -o json | jq .verdict    the same for machines
   oomprobe trace --namespace shop         only kills that concern one namespace
+  oomprobe triage                         what is wrong with this node's memory, now
   oomprobe demo                           see one: a contained kill in a scratch cgroup
   oomprobe doctor                         what this kernel allows, and what to do about the rest
 
-Exit codes: 0 ok, 1 failure, 2 usage, 3 a needed privilege or kernel feature is missing.
+Exit codes: 0 ok, 1 failure, 2 usage, 3 a needed privilege or kernel feature is missing,
+4 triage found something.
 stdout carries data only; everything else goes to stderr."
 )]
 struct Cli {
@@ -70,6 +75,8 @@ pub struct Common {
 enum Command {
     /// Follow OOM kills live, explained
     Trace(trace::Args),
+    /// Take one look at this node: what is wrong with its memory, with evidence, in seconds
+    Triage(triage::Args),
     /// Cause a contained OOM kill in a scratch cgroup, trace it, explain it, clean up
     Demo(demo::Args),
     /// Say what this kernel allows, which hook serves each signal, and what to do about the rest
@@ -147,6 +154,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Trace(args) => trace::run(args, cli.common),
+        Command::Triage(args) => triage::run(&args, cli.common),
         Command::Demo(args) => demo::run(&args, cli.common),
         Command::Doctor(args) => doctor::run(&args, &cli.common),
         Command::DemoHog(args) => demo::hog(&args),

@@ -72,6 +72,16 @@ pub fn seconds(seconds: f64) -> String {
     }
 }
 
+/// The same of whole seconds.
+pub fn ago(whole: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "a time for a person")]
+    let whole = whole as f64;
+    match whole {
+        ..1.0 => "0 s".to_owned(),
+        _ => seconds(whole),
+    }
+}
+
 /// Who owns a process or a limit: "namespace/pod/container", else what is known of it.
 pub fn subject(
     k8s: Option<&K8s>,

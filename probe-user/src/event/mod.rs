@@ -19,6 +19,7 @@ mod stack;
 mod status;
 mod subject;
 mod time;
+mod triage;
 mod verdict;
 
 pub use before::{Before, MemorySample};
@@ -39,6 +40,10 @@ pub use subject::{
     Cgroup, Container, K8s, K8sContainer, Named, Pod, Process, Qos, ResolvedBy, Rss, text,
 };
 pub use time::Time;
+pub use triage::{
+    ConntrackTable, Cpu, Disk, NodeMemory, NodePressure, NotRead, OomHistory, RecentKill, Reclaim,
+    SlabCache, Throttled, TopCgroup, Triage,
+};
 pub use verdict::{Cause, Confidence, KubernetesReport, Verdict};
 
 use schemars::JsonSchema;
@@ -134,6 +139,8 @@ pub enum Body {
     Pressure(Pressure),
     /// Something grows steadily.
     LeakSuspect(LeakSuspect),
+    /// One look at the whole node: what is wrong with it.
+    Triage(Box<Triage>),
     /// What is attached and what is not; the first event of every run.
     ProbeStatus(ProbeStatus),
     /// oomprobe is alive: silence since the last one means that nothing happened.
@@ -154,6 +161,7 @@ impl Body {
             Self::ReclaimStall(_) => "reclaim_stall",
             Self::Pressure(_) => "pressure",
             Self::LeakSuspect(_) => "leak_suspect",
+            Self::Triage(_) => "triage",
             Self::ProbeStatus(_) => "probe_status",
             Self::Heartbeat(_) => "heartbeat",
             Self::Loss(_) => "loss",
@@ -178,20 +186,22 @@ impl Body {
                     Severity::Info
                 }
             }
-            Self::Pressure(pressure) => pressure
-                .findings
-                .iter()
-                .map(|finding| finding.severity)
-                .max()
-                .unwrap_or(Severity::Info),
+            Self::Pressure(pressure) => worst(&pressure.findings),
+            Self::Triage(triage) => worst(&triage.findings),
             Self::ProbeStatus(status) if !status.attached => Severity::Error,
-            Self::ProbeStatus(_)
-            | Self::Heartbeat(_)
-            | Self::MemcgLimit(_)
-            | Self::ReclaimStall(_) => Severity::Info,
-            Self::Loss(_) | Self::Gap(_) | Self::LeakSuspect(_) => Severity::Warn,
+            Self::LeakSuspect(_) | Self::Loss(_) | Self::Gap(_) => Severity::Warn,
+            Self::MemcgLimit(_)
+            | Self::ReclaimStall(_)
+            | Self::ProbeStatus(_)
+            | Self::Heartbeat(_) => Severity::Info,
         }
     }
+}
+
+/// The severity of what found these.
+fn worst(findings: &[Finding]) -> Severity {
+    let severities = findings.iter().map(|finding| finding.severity);
+    severities.max().unwrap_or(Severity::Info)
 }
 
 /// The node an event comes from.

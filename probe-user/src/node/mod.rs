@@ -5,6 +5,9 @@
 //! kernel does not print is `None`, never 0. Sizes are bytes.
 
 pub mod clock;
+pub mod cpu;
+pub mod dir;
+pub mod disk;
 pub mod host;
 pub mod kmsg;
 pub mod memcg;
@@ -12,8 +15,11 @@ pub mod meminfo;
 pub mod oom_score;
 pub mod process;
 pub mod psi;
+pub mod slabinfo;
+pub mod sysctl;
 mod text;
 pub mod vmstat;
 pub mod zoneinfo;
 
+pub(crate) use text::single_number;
 pub use text::{Error, ParseError, TextFile};

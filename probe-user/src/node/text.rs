@@ -209,7 +209,7 @@ pub(super) fn flat_keyed<'a>(
 }
 
 /// Parser of a file that holds one decimal number.
-pub(super) fn single_number(text: &[u8]) -> Result<u64, ParseError> {
+pub(crate) fn single_number(text: &[u8]) -> Result<u64, ParseError> {
     decimal(text).ok_or(ParseError {
         line: 1,
         expected: "a decimal number",

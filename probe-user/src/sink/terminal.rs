@@ -2,6 +2,7 @@
 
 mod layout;
 mod pressure;
+mod triage;
 
 use std::fmt::Write as _;
 use std::io::Write;
@@ -60,6 +61,9 @@ pub fn render(event: &Event, colour: bool) -> String {
         Body::OomOutcome(outcome) => line(&mut page, Colour::Dim, &time, &ended(outcome)),
         Body::MemcgLimit(_) | Body::ReclaimStall(_) | Body::Pressure(_) | Body::LeakSuspect(_) => {
             pressure::event(&mut page, &time, event);
+        }
+        Body::Triage(triage) => {
+            triage::page(&mut page, &time, event.host.name.as_deref(), triage);
         }
         Body::ProbeStatus(status) => {
             let colour = if status.attached {

@@ -13,6 +13,8 @@ mod makeup;
 pub mod pressure;
 mod steps;
 
+pub(crate) use steps::quote;
+
 use crate::event::label::{self, bytes, percent};
 use crate::event::{AllocPath, Cause, Confidence, LimitLevel, OomKill, Outcome, Scope, Verdict};
 use makeup::Makeup;

@@ -182,7 +182,7 @@ fn unit(kill: &OomKill) -> Option<String> {
 
 /// One shell word. `None` for what no line may hold: control characters, and bidirectional
 /// controls that make a command look like another one.
-pub(super) fn quote(word: &str) -> Option<String> {
+pub(crate) fn quote(word: &str) -> Option<String> {
     if word.is_empty() || word.chars().any(is_hostile) {
         return None;
     }

@@ -13,6 +13,8 @@ use oomprobe::verdict;
 mod pressure;
 
 pub(crate) use pressure::pressure;
+#[path = "triage_samples.rs"]
+pub(crate) mod triage;
 
 pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const GIB: u64 = 1 << 30;
@@ -491,5 +493,6 @@ pub(crate) fn all() -> Vec<Event> {
         .map(explained)
         .chain(others())
         .chain(pressure())
+        .chain([triage::ill(), triage::healthy(), triage::hostile()])
         .collect()
 }

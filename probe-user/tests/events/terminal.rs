@@ -43,6 +43,18 @@ fn hostile_names() {
 }
 
 #[test]
+fn triage() {
+    for (name, event) in [
+        ("triage_ill", samples::triage::ill()),
+        ("triage_healthy", samples::triage::healthy()),
+        ("triage_hostile", samples::triage::hostile()),
+    ] {
+        let path = format!("probe-user/tests/events/golden/{name}.txt");
+        assert_committed(&path, &render(&event, false));
+    }
+}
+
+#[test]
 fn other_kinds() {
     let lines: String = samples::others()
         .iter()
@@ -69,6 +81,7 @@ fn every_event_fits_the_screen() {
         let most = match event.body.kind() {
             "oom_kill" | "pressure" => 25,
             "leak_suspect" => 3,
+            "triage" => 70,
             _ => 2,
         };
         assert!(lines.len() <= most, "{} lines:\n{text}", lines.len());

@@ -3,10 +3,12 @@
 //! Files: Documentation/admin-guide/cgroup-v2.rst "Memory Interface Files" and
 //! Documentation/admin-guide/cgroup-v1/memory.rst.
 
+mod activity;
 mod stat;
 
 use std::path::{Path, PathBuf};
 
+pub use activity::Activity;
 pub use stat::MemoryStat;
 
 use super::text::{self, Error, ParseError, TextFile};
@@ -65,7 +67,8 @@ impl Limit {
         }
     }
 
-    fn parse(content: &[u8]) -> Result<Self, ParseError> {
+    /// Parses the content of a file that holds a limit or a protection.
+    pub fn parse(content: &[u8]) -> Result<Self, ParseError> {
         let content = content.trim_ascii();
         // v1 prints -1 for some counters on some architectures.
         if content == b"max" || content == b"-1" {
