@@ -1,12 +1,15 @@
-//! From where on something counts as wrong. Each stands well above what a healthy busy node shows:
-//! a full page cache, steady kswapd, some refaults, a container that reads files at its limit.
+//! From where on something counts as wrong. Each is meant to stand above what a healthy busy node
+//! shows: a full page cache, steady kswapd, some refaults, a container that reads files at its
+//! limit. A source is named where there is one; all others are judgement, tried on made-up samples
+//! only.
 
 /// Share of time in which some task waits for memory (PSI `some`). The kernel's documentation
-/// wakes at 15 %, Android's lmkd at 7 % of a second; reclaim of clean page cache at a limit stays
-/// at a few percent.
+/// wakes at 15 % of a second in its example. That reclaim of clean page cache at a limit stays
+/// below is an assumption.
 pub(super) const WAITING: f64 = 0.10;
 
-/// Share of time in which no task gets on (PSI `full`). systemd-oomd kills at 60 % over 30 s.
+/// Share of time in which no task gets on (PSI `full`). GLib calls 100 ms in 2 s critical;
+/// systemd-oomd kills at 60 % over 30 s.
 pub(super) const STANDING: f64 = 0.05;
 
 /// PSI `some` from which a wait without a named cause is worth saying.
