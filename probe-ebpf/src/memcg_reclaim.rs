@@ -1,0 +1,108 @@
+//! Reclaim of a memory cgroup: how long tasks wait at a limit, and whose limit it is.
+//!
+//! match-proto: `unsigned long try_to_free_mem_cgroup_pages(struct mem_cgroup *memcg, …)`
+//! (mm/vmscan.c) and the tracepoints inside it: `mm_vmscan_memcg_reclaim_begin(gfp_t gfp_flags,
+//! int order, struct mem_cgroup *memcg)`, older kernels `(int order, gfp_t gfp_flags)`;
+//! `mm_vmscan_memcg_reclaim_end(unsigned long nr_reclaimed, …)` (include/trace/events/vmscan.h).
+//!
+//! The kernel counts a hit just before it reclaims for it. Where nothing else reports hits, the
+//! counters are looked at here. A reclaim that userspace asked for (`memory.reclaim`, a lowered
+//! limit) moves none.
+
+use aya_ebpf::{
+    helpers::generated::bpf_ktime_get_boot_ns,
+    macros::{fentry, kprobe, raw_tracepoint},
+    programs::{FEntryContext, ProbeContext, RawTracePointContext},
+};
+use probe_common::{
+    limits::MAX_LIMIT_LEVELS,
+    wire::{source, stall::MEMCG_RECLAIM},
+};
+
+use crate::{
+    kernel::{Memcg, Probed, Task},
+    limit_hit::{Counters, Hit, count, is_hooked, report},
+    stall,
+};
+
+#[raw_tracepoint(tracepoint = "mm_vmscan_memcg_reclaim_begin")]
+fn mreclaim_rt(ctx: RawTracePointContext) -> i32 {
+    begin(ctx.arg(2), source::RAW_TP);
+    0
+}
+
+#[fentry(function = "try_to_free_mem_cgroup_pages")]
+fn mreclaim_fe(ctx: FEntryContext) -> i32 {
+    begin(ctx.arg(0), source::FENTRY);
+    0
+}
+
+#[kprobe(function = "try_to_free_mem_cgroup_pages")]
+fn mreclaim_kp(ctx: ProbeContext) -> u32 {
+    if let Some(memcg) = ctx.arg(0) {
+        begin(memcg, source::KPROBE);
+    }
+    0
+}
+
+#[raw_tracepoint(tracepoint = "mm_vmscan_memcg_reclaim_begin")]
+fn mreclaim_any_rt(_: RawTracePointContext) -> i32 {
+    begin_somewhere(source::RAW_TP);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "mm_vmscan_memcg_reclaim_end")]
+fn mreclaim_end_rt(ctx: RawTracePointContext) -> i32 {
+    stall::end(MEMCG_RECLAIM, ctx.arg(0));
+    0
+}
+
+#[inline(always)]
+fn begin(memcg: *const u8, source: u32) {
+    let Some(memcg) = Memcg::<Probed>::new(memcg) else {
+        return;
+    };
+    let Some(id) = memcg.id() else { return };
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    if !is_hooked() {
+        let counters = Counters::read(memcg);
+        if count(id, counters, || counters.before_reclaim(memcg), now) == Hit::Due {
+            report(memcg, id, source);
+        }
+    }
+    stall::begin(MEMCG_RECLAIM, id, now);
+}
+
+/// Without being told whose limit it is: the task's own memory cgroup or one above, that whose
+/// counters have moved.
+#[inline(always)]
+fn begin_somewhere(source: u32) {
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let mut memcg = Task::<Probed>::current()
+        .and_then(Task::memory_css)
+        .and_then(|css| css.memcg());
+    if is_hooked() {
+        memcg = None;
+    }
+    let mut owner = 0;
+    let mut due = None;
+    for _ in 0..MAX_LIMIT_LEVELS {
+        let Some(this) = memcg else { break };
+        let counters = Counters::read(this);
+        let id = this.id().unwrap_or(0);
+        let hit = count(id, counters, || counters.before_reclaim(this), now);
+        if hit != Hit::None && owner == 0 {
+            owner = id;
+        }
+        if hit == Hit::Due {
+            due = memcg;
+        }
+        memcg = this.parent();
+    }
+    if let Some(memcg) = due {
+        report(memcg, memcg.id().unwrap_or(0), source);
+    }
+    stall::begin(MEMCG_RECLAIM, owner, now);
+}
