@@ -97,6 +97,12 @@ impl Counters {
         }
     }
 
+    /// Whether any hit was ever counted.
+    #[inline(always)]
+    pub fn any(self) -> bool {
+        self.max | self.high != 0
+    }
+
     /// What they were before the reclaim that starts: if `memcg` is still at one of its limits,
     /// that was hit, else all they count is old.
     #[inline(always)]
@@ -126,7 +132,7 @@ pub enum Hit {
 /// this cgroup is seen for the first time.
 #[inline(always)]
 pub fn count(id: u64, counters: Counters, before: impl FnOnce() -> Counters, now: u64) -> Hit {
-    if counters.max == 0 && counters.high == 0 {
+    if !counters.any() {
         return Hit::None;
     }
     let totals = match LIMITS.get_ptr_mut(id) {

@@ -75,7 +75,8 @@ fn begin(memcg: *const u8, source: u32) {
 }
 
 /// Without being told whose limit it is: the task's own memory cgroup or one above, that whose
-/// counters have moved.
+/// counters have moved. If another task was faster and has counted this hit with its own, the
+/// lowest that ever hit its limit.
 #[inline(always)]
 fn begin_somewhere(source: u32) {
     // SAFETY: the helper has no preconditions.
@@ -86,23 +87,29 @@ fn begin_somewhere(source: u32) {
     if is_hooked() {
         memcg = None;
     }
-    let mut owner = 0;
-    let mut due = None;
+    let (mut owner, mut likely, mut due) = (0, 0, None);
     for _ in 0..MAX_LIMIT_LEVELS {
         let Some(this) = memcg else { break };
         let counters = Counters::read(this);
-        let id = this.id().unwrap_or(0);
-        let hit = count(id, counters, || counters.before_reclaim(this), now);
-        if hit != Hit::None && owner == 0 {
-            owner = id;
-        }
-        if hit == Hit::Due {
-            due = memcg;
+        // Most never hit a limit.
+        if counters.any() {
+            let id = this.id().unwrap_or(0);
+            let hit = count(id, counters, || counters.before_reclaim(this), now);
+            if hit != Hit::None && owner == 0 {
+                owner = id;
+            }
+            if likely == 0 {
+                likely = id;
+            }
+            if hit == Hit::Due {
+                due = memcg;
+            }
         }
         memcg = this.parent();
     }
     if let Some(memcg) = due {
         report(memcg, memcg.id().unwrap_or(0), source);
     }
-    stall::begin(MEMCG_RECLAIM, owner, now);
+    let memcg_id = if owner == 0 { likely } else { owner };
+    stall::begin(MEMCG_RECLAIM, memcg_id, now);
 }
