@@ -103,18 +103,30 @@ impl Counters {
         self.max | self.high != 0
     }
 
-    /// What they were before the reclaim that starts: if `memcg` is still at one of its limits,
-    /// that was hit, else all they count is old.
+    /// What they were before the hit that a reclaim of `memcg` starts for.
     #[inline(always)]
     pub fn before_reclaim(self, memcg: Memcg<Probed>) -> Self {
-        let reach = memcg.usage().unwrap_or(0) + CHARGE_PAGES;
-        let max = reach > memcg.max().unwrap_or(u64::MAX);
-        let high = !max && reach > memcg.high().unwrap_or(u64::MAX);
+        let of_high = self.max == 0 || (self.high != 0 && !is_at(memcg, memcg.max()));
         Self {
-            max: self.max.saturating_sub(u64::from(max)),
-            high: self.high.saturating_sub(u64::from(high)),
+            max: self.max - u64::from(!of_high),
+            high: self.high - u64::from(of_high),
         }
     }
+
+    /// Likewise if the reclaim may be for another cgroup: then only if `memcg` is at a limit.
+    #[inline(always)]
+    pub fn before_any_reclaim(self, memcg: Memcg<Probed>) -> Self {
+        if is_at(memcg, memcg.max()) || is_at(memcg, memcg.high()) {
+            self.before_reclaim(memcg)
+        } else {
+            self
+        }
+    }
+}
+
+#[inline(always)]
+fn is_at(memcg: Memcg<Probed>, limit_pages: Option<u64>) -> bool {
+    memcg.usage().unwrap_or(0) + CHARGE_PAGES > limit_pages.unwrap_or(u64::MAX)
 }
 
 /// What [`count`] made of the counters.
@@ -129,7 +141,7 @@ pub enum Hit {
 }
 
 /// Takes in the counters of the memory cgroup `id`. `before` gives what they were before the hit, if
-/// this cgroup is seen for the first time.
+/// this cgroup is seen for the first time; it is asked only if any of them is above 0.
 #[inline(always)]
 pub fn count(id: u64, counters: Counters, before: impl FnOnce() -> Counters, now: u64) -> Hit {
     if !counters.any() {

@@ -76,9 +76,11 @@ pub static STALLS: HashMap<StallKey, StallTotals> = HashMap::with_max_entries(MA
 #[map]
 pub static NODE_STALLS: PerCpuArray<StallTotals> = PerCpuArray::with_max_entries(stall::COUNT, 0);
 
-/// Stalls that have begun, by thread (upper half of the key) and kind.
+/// Stalls that have begun, by thread (upper half of the key) and kind. An end takes its entry out;
+/// one whose end was not seen, as the kernel skips a program that would interrupt itself, goes when
+/// there is no room.
 #[map]
-pub static WAITING: HashMap<u64, Waiting> = HashMap::with_max_entries(MAX_WAITING, 0);
+pub static WAITING: LruHashMap<u64, Waiting> = LruHashMap::with_max_entries(MAX_WAITING, 0);
 
 /// What the daemon found out after loading.
 #[map]

@@ -7,7 +7,8 @@
 //!
 //! The kernel counts a hit just before it reclaims for it. Where nothing else reports hits, the
 //! counters are looked at here. A reclaim that userspace asked for (`memory.reclaim`, a lowered
-//! limit) moves none.
+//! limit) moves none; only if it is the first of a cgroup that hit its limit before oomprobe came,
+//! the last of these hits is taken for a new one.
 
 use aya_ebpf::{
     helpers::generated::bpf_ktime_get_boot_ns,
@@ -94,7 +95,7 @@ fn begin_somewhere(source: u32) {
         // Most never hit a limit.
         if counters.any() {
             let id = this.id().unwrap_or(0);
-            let hit = count(id, counters, || counters.before_reclaim(this), now);
+            let hit = count(id, counters, || counters.before_any_reclaim(this), now);
             if hit != Hit::None && owner == 0 {
                 owner = id;
             }

@@ -206,10 +206,9 @@ fn limit_hits_are_the_kernels_own_count() {
     show(&probe, &[Signal::LimitHit, Signal::MemcgReclaim]);
     let stats = sys::enable_stats(sys::Stats::RunTime);
     let start = Instant::now();
-    let hogs: Vec<_> = (0..number("OOMPROBE_TEST_HOGS", 3))
-        .map(|_| scratch.hog("free"))
-        .collect();
-    for mut hog in hogs {
+    let hogs = number("OOMPROBE_TEST_HOGS", 3);
+    let running: Vec<_> = (0..hogs).map(|_| scratch.hog("free")).collect();
+    for mut hog in running {
         assert!(hog.wait().unwrap().success());
     }
     let took = start.elapsed();
@@ -239,13 +238,11 @@ fn limit_hits_are_the_kernels_own_count() {
         assert!(limit.max <= failcnt.trim().parse().unwrap());
     }
     assert!(limit.max > 100, "{limit:?}");
-    assert_eq!(limit.max_before, 0, "the first hit was seen");
+    // The first hits of all processes may have been before the first was looked at.
+    assert!(limit.max_before < u64::from(hogs), "{limit:?}");
     assert!(limit.first_boot_ns > 0 && limit.first_boot_ns < limit.last_boot_ns);
-    assert_eq!(
-        count(&reclaim),
-        limit.max,
-        "each hit was followed by a reclaim"
-    );
+    // A charge that must not fail counts as a hit and reclaims nothing.
+    assert!(count(&reclaim) <= limit.max && count(&reclaim) > limit.max / 2);
     assert!(reclaim.reclaimed_pages > 0);
     let leaf = of(&mut probe, fs::metadata(&scratch.leaf).unwrap().ino());
     assert_eq!(leaf.and_then(|leaf| leaf.limit), None, "it has no limit");
