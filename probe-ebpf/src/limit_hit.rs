@@ -91,6 +91,12 @@ pub struct Counters {
 impl Counters {
     #[inline(always)]
     pub fn read(memcg: Memcg<Probed>) -> Self {
+        let offset = layout!(mem_cgroup__local_high);
+        if layout!(mem_cgroup__local_max) == offset.wrapping_add(8) {
+            // Neighbours on all kernels so far: one read, as each costs.
+            let [high, max] = memcg.field(offset).unwrap_or([0u64; 2]);
+            return Self { max, high };
+        }
         Self {
             max: memcg.local_max().unwrap_or(0),
             high: memcg.local_high().unwrap_or(0),
