@@ -10,6 +10,8 @@
 //! limit) moves none; only if it is the first of a cgroup that hit its limit before oomprobe came,
 //! the last of these hits is taken for a new one.
 
+use core::ptr::{read_volatile, write_volatile};
+
 use aya_ebpf::{
     helpers::generated::bpf_ktime_get_boot_ns,
     macros::{fentry, kprobe, raw_tracepoint},
@@ -23,6 +25,7 @@ use probe_common::{
 use crate::{
     kernel::{Memcg, Probed, Task},
     limit_hit::{Counters, Hit, count, is_hooked, report},
+    maps::{SCRATCH, Slot},
     stall,
 };
 
@@ -75,6 +78,14 @@ fn begin(memcg: *const u8, source: u32) {
     stall::begin(MEMCG_RECLAIM, id, now);
 }
 
+/// What [`begin_somewhere`] finds on its way up: kernfs ids, and a `struct mem_cgroup` whose record
+/// is due; 0 for none.
+struct Found {
+    moved: u64,
+    likely: u64,
+    due: u64,
+}
+
 /// Without being told whose limit it is: the task's own memory cgroup or one above, that whose
 /// counters have moved. If another task was faster and has counted this hit with its own, the
 /// lowest that ever hit its limit.
@@ -82,35 +93,68 @@ fn begin(memcg: *const u8, source: u32) {
 fn begin_somewhere(source: u32) {
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_boot_ns() };
+    // In the buffer, from where it is any number to the verifier: else all that may have been found
+    // further down is walked again at each level (see `Record`).
+    let Some(found) = SCRATCH.get_ptr_mut(Slot::Limit as u32) else {
+        return;
+    };
+    let found = found.cast::<Found>();
     let mut memcg = Task::<Probed>::current()
         .and_then(Task::memory_css)
         .and_then(|css| css.memcg());
     if is_hooked() {
         memcg = None;
     }
-    let (mut owner, mut likely, mut due) = (0, 0, None);
-    for _ in 0..MAX_LIMIT_LEVELS {
-        let Some(this) = memcg else { break };
-        let counters = Counters::read(this);
-        // Most never hit a limit.
-        if counters.any() {
-            let id = this.id().unwrap_or(0);
-            let hit = count(id, counters, || counters.before_any_reclaim(this), now);
-            if hit != Hit::None && owner == 0 {
-                owner = id;
-            }
-            if likely == 0 {
-                likely = id;
-            }
-            if hit == Hit::Due {
-                due = memcg;
-            }
+    // SAFETY: the buffer is larger, aligned, and this CPU's own while the program runs.
+    let (memcg_id, due) = unsafe {
+        write_volatile(
+            found,
+            Found {
+                moved: 0,
+                likely: 0,
+                due: 0,
+            },
+        );
+        for _ in 0..MAX_LIMIT_LEVELS {
+            let Some(this) = memcg else { break };
+            look_at(this, now, found);
+            memcg = this.parent();
         }
-        memcg = this.parent();
-    }
+        let found = read_volatile(found);
+        let memcg_id = if found.moved != 0 {
+            found.moved
+        } else {
+            found.likely
+        };
+        (memcg_id, Memcg::<Probed>::new(found.due as *const u8))
+    };
+    stall::begin(MEMCG_RECLAIM, memcg_id, now);
     if let Some(memcg) = due {
         report(memcg, memcg.id().unwrap_or(0), source);
     }
-    let memcg_id = if owner == 0 { likely } else { owner };
-    stall::begin(MEMCG_RECLAIM, memcg_id, now);
+}
+
+/// # Safety
+/// `found` is valid.
+#[inline(always)]
+unsafe fn look_at(memcg: Memcg<Probed>, now: u64, found: *mut Found) {
+    let counters = Counters::read(memcg);
+    // Most never hit a limit.
+    if !counters.any() {
+        return;
+    }
+    let id = memcg.id().unwrap_or(0);
+    let hit = count(id, counters, || counters.before_any_reclaim(memcg), now);
+    // SAFETY: the caller's.
+    unsafe {
+        if read_volatile(&raw const (*found).likely) == 0 {
+            write_volatile(&raw mut (*found).likely, id);
+        }
+        if hit != Hit::None && read_volatile(&raw const (*found).moved) == 0 {
+            write_volatile(&raw mut (*found).moved, id);
+        }
+        if hit == Hit::Due {
+            write_volatile(&raw mut (*found).due, memcg.address() as u64);
+        }
+    }
 }
