@@ -52,11 +52,11 @@ impl PressureMaps {
                 stalls: [StallTotals::zeroed(); KINDS],
             }));
         };
-        for entry in self.limits.iter() {
+        for entry in &self.limits {
             let (id, totals) = entry?;
             of(id, &mut |memcg| memcg.limit = Some(totals));
         }
-        for entry in self.stalls.iter() {
+        for entry in &self.stalls {
             let (key, totals) = entry?;
             of(key.memcg_id, &mut |memcg| {
                 if let Some(stalls) = memcg.stalls.get_mut(key.kind as usize) {
