@@ -81,6 +81,9 @@ kernel_layout! {
     task_struct__cred,
     /// `task_struct.thread_pid`.
     task_struct__thread_pid,
+    /// `task_struct.memcg_nr_pages_over_high` (u32): above 0, the task sleeps before it returns to
+    /// user mode.
+    task_struct__memcg_nr_pages_over_high,
     /// `signal_struct.live` (atomic): threads not yet exiting.
     signal_struct__live,
     /// `signal_struct.nr_threads` (i32).
@@ -143,12 +146,16 @@ kernel_layout! {
     mem_cgroup__local_oom,
     /// `mem_cgroup.memory_events_local[MEMCG_MAX]` (atomic_long).
     mem_cgroup__local_max,
+    /// `mem_cgroup.memory_events_local[MEMCG_HIGH]` (atomic_long).
+    mem_cgroup__local_high,
     /// `mem_cgroup.memory_events_local[MEMCG_OOM_KILL]` (atomic_long).
     mem_cgroup__local_oom_kill,
     /// `page_counter.usage` (atomic_long, pages).
     page_counter__usage,
     /// `page_counter.max` (u64, pages).
     page_counter__max,
+    /// `page_counter.high` (u64, pages): `memory.high`.
+    page_counter__high,
     /// `page_counter.watermark` (u64, pages): highest usage seen.
     page_counter__watermark,
     /// `page_counter.failcnt` (u64).
@@ -181,6 +188,10 @@ kernel_layout! {
     oom_control__chosen_points,
     /// `oom_control.constraint` (u32): index into `enum oom_constraint`.
     oom_control__constraint,
+    /// `MEMCG_MAX` of `enum memcg_memory_event`.
+    MEMCG_MAX,
+    /// `MEMCG_HIGH`.
+    MEMCG_HIGH,
     /// `MM_FILEPAGES`.
     MM_FILEPAGES,
     /// `MM_ANONPAGES`.
@@ -193,6 +204,8 @@ kernel_layout! {
     mark_victim__has_task,
     /// 1 if tracepoint `sched:sched_process_exit` carries `bool group_dead`.
     sched_process_exit__has_group_dead,
+    /// 1 if tracepoint `vmscan:mm_vmscan_memcg_reclaim_begin` carries the `mem_cgroup *`.
+    memcg_reclaim_begin__has_memcg,
 }
 
 /// What the programs need to know beside the layout. Set while they run, as it takes longer to
@@ -203,8 +216,8 @@ kernel_layout! {
 pub struct Settings {
     /// Address of the kernel's `__per_cpu_offset[]`; 0 where kallsyms does not tell.
     pub per_cpu_offset: u64,
-    /// Zero.
-    pub pad: u32,
+    /// 1 once a hook of its own reports limit hits: the start of a reclaim is then none.
+    pub has_limit_hit: u32,
     /// 1 once `OOM_DECISION` records are produced: a mark then leaves limit and stack to them.
     pub has_decision: u32,
 }

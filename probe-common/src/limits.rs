@@ -41,3 +41,18 @@ pub const CRITICAL_RING_BYTES: u32 = 1 << 20;
 
 /// Bytes of the ring that carries rates and cgroup life cycle.
 pub const BULK_RING_BYTES: u32 = 1 << 18;
+
+/// Memory cgroups whose limit hits are counted.
+pub const MAX_LIMITED: u32 = 4096;
+
+/// Pairs of memory cgroup and [`crate::wire::stall`] whose durations are counted.
+pub const MAX_STALLING: u32 = 8192;
+
+/// Tasks that may wait at the same time.
+pub const MAX_WAITING: u32 = 8192;
+
+/// Counters of [`crate::wire::StallTotals::histogram`]: up to a second, and longer.
+pub const STALL_BUCKETS: usize = 20;
+
+/// Shortest time between two `LIMIT_HIT` records of one memory cgroup, ns.
+pub const LIMIT_RECORD_NS: u64 = 1_000_000_000;

@@ -1,10 +1,10 @@
-//! Records the BPF programs write into the rings.
+//! Records the BPF programs write into the rings, and values they keep in maps.
 //!
 //! A record is a [`Header`], the fixed part of its [`kind`], then sections: a [`Section`] header
 //! and that many bytes, padded to eight. Fixed parts hold no padding of their own and only
 //! integers, so that any byte string of the right length is a valid value.
 
-use crate::limits::COMM_LEN;
+use crate::limits::{COMM_LEN, STALL_BUCKETS};
 
 /// Version of this format; both sides are built together, so any other is an error.
 pub const VERSION: u16 = 1;
@@ -23,6 +23,8 @@ pub mod kind {
     pub const EXIT: u16 = 5;
     /// The OOM reaper reports on a victim. Fixed part: [`super::Reap`].
     pub const REAP: u16 = 6;
+    /// A memory cgroup hit its own limit. Fixed part: [`super::LimitHit`].
+    pub const LIMIT_HIT: u16 = 10;
     /// A cgroup directory appeared or went away. Fixed part: [`super::CgroupChange`].
     pub const CGROUP: u16 = 20;
 }
@@ -47,7 +49,7 @@ pub mod section {
     pub const FULL_PATH: u16 = 8;
     /// Arguments of the victim, each ended by NUL; only if the victim is the trigger's own
     /// process, as no other memory can be read.
-    pub const ARGUMENTS: u16 = 12;
+    pub const ARGUMENTS: u16 = 9;
 }
 
 /// Why something could not be recorded. Index of the per-CPU loss counters.
@@ -62,15 +64,21 @@ pub enum Loss {
     ReadFailed = 2,
     /// A map was full: a victim's exit will not be seen.
     VictimMapFull = 3,
+    /// A map was full: hits or stalls of a memory cgroup are not counted.
+    MemcgMapFull = 4,
+    /// A map was full: how long a task waited is not known.
+    StallMapFull = 5,
 }
 
 impl Loss {
     /// All reasons, in index order.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 6] = [
         Self::CriticalRingFull,
         Self::BulkRingFull,
         Self::ReadFailed,
         Self::VictimMapFull,
+        Self::MemcgMapFull,
+        Self::StallMapFull,
     ];
 
     /// The reason as events name it.
@@ -80,6 +88,8 @@ impl Loss {
             Self::BulkRingFull => "bulk_ring_full",
             Self::ReadFailed => "kernel_read_failed",
             Self::VictimMapFull => "victim_map_full",
+            Self::MemcgMapFull => "memcg_map_full",
+            Self::StallMapFull => "stall_map_full",
         }
     }
 }
@@ -375,3 +385,121 @@ record! {
         change: u32,
     }
 }
+
+record! {
+    /// Limit hits of one memory cgroup, kept in a map by its kernfs id.
+    ///
+    /// The counters are the kernel's own (`memory_events_local[]`), read at each hit that a hook
+    /// saw: a hit that it missed is in them after the next.
+    LimitTotals {
+        /// `memory_events_local[MEMCG_MAX]`, as `max` in `memory.events.local`.
+        max: u64,
+        /// `memory_events_local[MEMCG_HIGH]`, likewise `high`.
+        high: u64,
+        /// `max` before the first hit that was seen.
+        max_before: u64,
+        /// `high` before the first hit that was seen.
+        high_before: u64,
+        /// First hit seen, `CLOCK_BOOTTIME` ns; 0 if none was.
+        first_boot_ns: u64,
+        /// Last hit seen.
+        last_boot_ns: u64,
+        /// Last hit a record was written for.
+        record_boot_ns: u64,
+        /// Process id of who hit it last.
+        last_pid: u32,
+        /// Thread id of who hit it last.
+        last_tid: u32,
+        /// Its `task_struct.comm`.
+        last_comm: [u8; COMM_LEN],
+    }
+}
+
+record! {
+    /// A memory cgroup hit its own limit: written for the first hit that is seen and then at most
+    /// once in [`crate::limits::LIMIT_RECORD_NS`].
+    ///
+    /// Section: `LIMIT_PATH`.
+    LimitHit {
+        /// kernfs id of the cgroup whose limit it is.
+        memcg_id: u64,
+        /// Its hierarchy; 0 is v2.
+        hierarchy: u32,
+        /// Zero.
+        pad: u32,
+        /// Usage of its `memory` counter, pages.
+        usage_pages: u64,
+        /// `memory.max`, pages; 2^51 and more is none.
+        max_pages: u64,
+        /// `memory.high`, likewise.
+        high_pages: u64,
+        /// Its counts, this hit included.
+        totals: LimitTotals,
+        /// Current. A kernel worker where the charge was made in an interrupt.
+        trigger: Task,
+    }
+}
+
+/// What a task waits for. Second part of [`StallKey`], index of the per-CPU totals of the node.
+pub mod stall {
+    /// Direct reclaim: the node is short of free pages.
+    pub const DIRECT_RECLAIM: u32 = 0;
+    /// Reclaim of a cgroup that is at its limit. Counted for that cgroup; for the task's own where
+    /// no hook tells whose limit it is.
+    pub const MEMCG_RECLAIM: u32 = 1;
+    /// Over `memory.high`: reclaim and sleep before the return to user mode.
+    pub const HIGH_THROTTLE: u32 = 2;
+    /// Direct compaction: pages are moved to make a large one.
+    pub const COMPACTION: u32 = 3;
+    /// kswapd is awake: nobody waits, but the node is short of free pages. Only for the node.
+    pub const KSWAPD: u32 = 4;
+    /// How many there are.
+    pub const COUNT: u32 = 5;
+}
+
+record! {
+    /// Whose stalls of which kind.
+    StallKey {
+        /// kernfs id of a memory cgroup.
+        memcg_id: u64,
+        /// One of [`stall`].
+        kind: u32,
+        /// Zero.
+        pad: u32,
+    }
+}
+
+record! {
+    /// Stalls of one kind, of a memory cgroup or of the node.
+    StallTotals {
+        /// Time they took together, ns.
+        total_ns: u64,
+        /// The longest, ns.
+        longest_ns: u64,
+        /// Pages given back (reclaim only).
+        reclaimed_pages: u64,
+        /// Stalls by duration: element `i` counts those of 2^i µs to 2^(i+1) µs, the first also
+        /// shorter ones, the last also longer ones.
+        histogram: [u64; STALL_BUCKETS],
+    }
+}
+
+record! {
+    /// A stall that has begun, kept in a map by thread id (upper half) and [`stall`].
+    Waiting {
+        /// `CLOCK_BOOTTIME`, ns.
+        since_boot_ns: u64,
+        /// kernfs id of the memory cgroup whose limit it is; 0 if it is not known yet.
+        memcg_id: u64,
+    }
+}
+
+// SAFETY: `repr(C)`, holds only integers and has no padding (bytemuck checks that).
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for LimitTotals {}
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for StallKey {}
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for StallTotals {}

@@ -234,6 +234,10 @@ impl<A: Access> Task<A> {
     fn cgroups(self) -> Option<CssSet<A>> {
         CssSet::new(self.get(layout!(task_struct__cgroups))?)
     }
+    #[inline(always)]
+    pub fn memcg_nr_pages_over_high(self) -> Option<u32> {
+        self.get(layout!(task_struct__memcg_nr_pages_over_high))
+    }
     /// The memory controller's css of this task.
     #[inline(always)]
     pub fn memory_css(self) -> Option<Css<A>> {
@@ -458,6 +462,36 @@ impl Memcg<Probed> {
     #[inline(always)]
     pub fn parent(self) -> Option<Self> {
         Css::<Probed>::new(self.css()?.get(layout!(css__parent))?)?.memcg()
+    }
+    /// kernfs id of its directory.
+    #[inline(always)]
+    pub fn id(self) -> Option<u64> {
+        self.cgroup()?.kn()?.id()
+    }
+    /// Pages charged.
+    #[inline(always)]
+    pub fn usage(self) -> Option<u64> {
+        self.page_counter(layout!(mem_cgroup__memory), layout!(page_counter__usage))
+    }
+    /// `memory.max`, pages.
+    #[inline(always)]
+    pub fn max(self) -> Option<u64> {
+        self.page_counter(layout!(mem_cgroup__memory), layout!(page_counter__max))
+    }
+    /// `memory.high`, pages.
+    #[inline(always)]
+    pub fn high(self) -> Option<u64> {
+        self.page_counter(layout!(mem_cgroup__memory), layout!(page_counter__high))
+    }
+    /// `memory_events_local[MEMCG_MAX]`.
+    #[inline(always)]
+    pub fn local_max(self) -> Option<u64> {
+        self.get(layout!(mem_cgroup__local_max))
+    }
+    /// `memory_events_local[MEMCG_HIGH]`.
+    #[inline(always)]
+    pub fn local_high(self) -> Option<u64> {
+        self.get(layout!(mem_cgroup__local_high))
     }
     /// `member` of the page counter `counter`, both from the layout.
     #[inline(always)]

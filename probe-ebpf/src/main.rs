@@ -5,18 +5,22 @@
 //! kernel does. Whatever cannot be recorded is counted ([`maps::lost`]).
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod candidates;
 mod cgroup;
 mod exit;
 mod kernel;
 mod kill;
+mod limit_hit;
 mod maps;
 mod mark_victim;
+mod memcg_reclaim;
 mod oom_kill_process;
 mod out_of_memory;
 mod reap;
 mod record;
+mod stall;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -2,12 +2,15 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use probe_common::{
     layout::{KernelLayout, Settings},
-    limits::{BULK_RING_BYTES, CRITICAL_RING_BYTES, MAX_VICTIMS, SCRATCH_LEN},
-    wire::Loss,
+    limits::{
+        BULK_RING_BYTES, CRITICAL_RING_BYTES, MAX_LIMITED, MAX_STALLING, MAX_VICTIMS, MAX_WAITING,
+        SCRATCH_LEN,
+    },
+    wire::{LimitTotals, Loss, StallKey, StallTotals, Waiting, stall},
 };
 
 /// Facts about the running kernel; set and frozen before the programs are loaded.
@@ -34,7 +37,7 @@ pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.len(
 /// Where a record is put together. One slot per [`Slot`], as programs of different slots may
 /// interrupt each other on one CPU; a program never interrupts itself.
 #[map]
-pub static SCRATCH: PerCpuArray<[u8; SCRATCH_LEN]> = PerCpuArray::with_max_entries(4, 0);
+pub static SCRATCH: PerCpuArray<[u8; SCRATCH_LEN]> = PerCpuArray::with_max_entries(5, 0);
 
 /// Slots of [`SCRATCH`].
 #[derive(Clone, Copy)]
@@ -47,6 +50,8 @@ pub enum Slot {
     Other = 2,
     /// The task iterator.
     Candidate = 3,
+    /// Limit hits.
+    Limit = 4,
 }
 
 /// Processes whose exit is of interest, by process id; least recently used are given up first.
@@ -57,6 +62,25 @@ pub static VICTIMS: LruHashMap<u32, u64> = LruHashMap::with_max_entries(MAX_VICT
 /// `[thread, oc]`. One is enough, as the kernel serialises these calls (`oom_lock`).
 #[map]
 pub static OOM_CONTROL: Array<[u64; 2]> = Array::with_max_entries(1, 0);
+
+/// Limit hits by kernfs id of the memory cgroup whose limit it is. What oomprobe no longer needs, the
+/// daemon removes: evicting what was used least would lose counts without a trace.
+#[map]
+pub static LIMITS: HashMap<u64, LimitTotals> = HashMap::with_max_entries(MAX_LIMITED, 0);
+
+/// Stalls by memory cgroup and kind; the daemon removes them likewise.
+#[map]
+pub static STALLS: HashMap<StallKey, StallTotals> = HashMap::with_max_entries(MAX_STALLING, 0);
+
+/// Stalls of the whole node, by kind.
+#[map]
+pub static NODE_STALLS: PerCpuArray<StallTotals> = PerCpuArray::with_max_entries(stall::COUNT, 0);
+
+/// Stalls that have begun, by thread (upper half of the key) and kind. An end takes its entry out;
+/// one whose end was not seen, as the kernel skips a program that would interrupt itself, goes when
+/// there is no room.
+#[map]
+pub static WAITING: LruHashMap<u64, Waiting> = LruHashMap::with_max_entries(MAX_WAITING, 0);
 
 /// What the daemon found out after loading.
 #[map]

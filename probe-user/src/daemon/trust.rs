@@ -22,7 +22,7 @@ impl Daemon {
                 let ring = match reason {
                     WireLoss::CriticalRingFull => Some("critical".to_owned()),
                     WireLoss::BulkRingFull => Some("bulk".to_owned()),
-                    WireLoss::ReadFailed | WireLoss::VictimMapFull => None,
+                    _ => None,
                 };
                 let reason = reason.name().to_owned();
                 self.outbox.write(

@@ -24,6 +24,18 @@ pub enum Signal {
     CgroupChange,
     /// Whom the OOM killer could have chosen.
     Candidates,
+    /// A memory cgroup hit its own limit.
+    LimitHit,
+    /// Reclaim of a memory cgroup that is at its limit.
+    MemcgReclaim,
+    /// Reclaim by a task because the node is short.
+    DirectReclaim,
+    /// Sleep over `memory.high`.
+    HighThrottle,
+    /// Compaction by a task that needs a large page.
+    Compaction,
+    /// kswapd is awake.
+    Kswapd,
 }
 
 impl Signal {
@@ -38,6 +50,12 @@ impl Signal {
             Self::VictimReaped => "victim_reaped",
             Self::CgroupChange => "cgroup_change",
             Self::Candidates => "candidates",
+            Self::LimitHit => "limit_hit",
+            Self::MemcgReclaim => "memcg_reclaim",
+            Self::DirectReclaim => "direct_reclaim",
+            Self::HighThrottle => "high_throttle",
+            Self::Compaction => "compaction",
+            Self::Kswapd => "kswapd",
         }
     }
 
@@ -58,6 +76,20 @@ impl Signal {
             Self::VictimReaped => "whether the OOM reaper was needed is unknown",
             Self::CgroupChange => "paths of cgroups removed before a kill is explained are unknown",
             Self::Candidates => "why this victim and no other cannot be shown",
+            Self::LimitHit => "limit hits are counted from files, and who caused them is unknown",
+            Self::MemcgReclaim => "time spent in reclaim at a cgroup's limit is unknown",
+            Self::DirectReclaim => "time spent in reclaim for the node is unknown",
+            Self::HighThrottle => "time spent asleep over memory.high is unknown",
+            Self::Compaction => "time spent in compaction is unknown",
+            Self::Kswapd => "how long kswapd was awake is unknown",
+        }
+    }
+
+    /// The signal whose programs also serve this one where it has no hook of its own.
+    pub const fn stand_in(self) -> Option<Self> {
+        match self {
+            Self::LimitHit => Some(Self::MemcgReclaim),
+            _ => None,
         }
     }
 
@@ -138,12 +170,25 @@ const MARK_NEEDS_TASK: Option<Need> = Some(Need {
     why_not: "this kernel's tracepoint passes a pid, not the task",
 });
 
+const RECLAIM_NEEDS_MEMCG: Option<Need> = Some(Need {
+    field: |layout| layout.memcg_reclaim_begin__has_memcg,
+    why_not: "this kernel's tracepoint does not pass the cgroup",
+});
+
+const RECLAIM_BEGIN: Hook = Hook::RawTp("mm_vmscan_memcg_reclaim_begin");
+const RECLAIM_END: (&str, Hook) = (
+    "mreclaim_end_rt",
+    Hook::RawTp("mm_vmscan_memcg_reclaim_end"),
+);
+
 /// Every signal with its rungs, best first, in the order of attachment: what tells of the end of
 /// a kill comes before what tells of its start, so that none is seen only in part.
 ///
 /// A raw tracepoint comes before the same one with typed arguments: for each load of a pointer
 /// through a typed one, the verifier may search all of the kernel's types by name
 /// (`btf_nested_type_is_trusted()`), which makes a typed program take some 50 ms to load.
+///
+/// A signal's stand-in comes before it ([`Signal::stand_in`]).
 pub const LADDER: &[(Signal, &[Rung])] = &[
     (
         Signal::CgroupChange,
@@ -155,6 +200,73 @@ pub const LADDER: &[(Signal, &[Rung])] = &[
     (
         Signal::Candidates,
         &[rung(&[("candidates", Hook::Iter("task"))])],
+    ),
+    (
+        Signal::Kswapd,
+        &[rung(&[
+            ("kswapd_rt", Hook::RawTp("mm_vmscan_kswapd_wake")),
+            ("kswapd_end_rt", Hook::RawTp("mm_vmscan_kswapd_sleep")),
+        ])],
+    ),
+    (
+        Signal::Compaction,
+        &[rung(&[
+            ("compact_rt", Hook::RawTp("mm_compaction_begin")),
+            ("compact_end_rt", Hook::RawTp("mm_compaction_end")),
+        ])],
+    ),
+    (
+        Signal::DirectReclaim,
+        &[rung(&[
+            ("direct_rt", Hook::RawTp("mm_vmscan_direct_reclaim_begin")),
+            ("direct_end_rt", Hook::RawTp("mm_vmscan_direct_reclaim_end")),
+        ])],
+    ),
+    (
+        Signal::HighThrottle,
+        &[
+            rung(&[
+                ("high_fe", Hook::FEntry("__mem_cgroup_handle_over_high")),
+                ("high_fx", Hook::FExit("__mem_cgroup_handle_over_high")),
+            ]),
+            rung(&[
+                ("high_fe", Hook::FEntry("mem_cgroup_handle_over_high")),
+                ("high_fx", Hook::FExit("mem_cgroup_handle_over_high")),
+            ]),
+            rung(&[
+                ("high_kp", Hook::KProbe("__mem_cgroup_handle_over_high")),
+                ("high_kr", Hook::KRetProbe("__mem_cgroup_handle_over_high")),
+            ]),
+            rung(&[
+                ("high_kp", Hook::KProbe("mem_cgroup_handle_over_high")),
+                ("high_kr", Hook::KRetProbe("mem_cgroup_handle_over_high")),
+            ]),
+        ],
+    ),
+    (
+        Signal::MemcgReclaim,
+        &[
+            Rung {
+                programs: &[("mreclaim_rt", RECLAIM_BEGIN), RECLAIM_END],
+                needs: RECLAIM_NEEDS_MEMCG,
+            },
+            rung(&[
+                ("mreclaim_fe", Hook::FEntry("try_to_free_mem_cgroup_pages")),
+                RECLAIM_END,
+            ]),
+            rung(&[
+                ("mreclaim_kp", Hook::KProbe("try_to_free_mem_cgroup_pages")),
+                RECLAIM_END,
+            ]),
+            rung(&[("mreclaim_any_rt", RECLAIM_BEGIN), RECLAIM_END]),
+        ],
+    ),
+    (
+        Signal::LimitHit,
+        &[
+            rung(&[("limit_fx", Hook::FExit("__memcg_memory_event"))]),
+            rung(&[("limit_kp", Hook::KProbe("__memcg_memory_event"))]),
+        ],
     ),
     (
         Signal::VictimReaped,
@@ -218,15 +330,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_program_is_used_once() {
+    fn no_program_serves_two_signals() {
         let mut seen = BTreeSet::new();
         for (_, rungs) in LADDER {
+            let mut own = BTreeSet::new();
             for rung in *rungs {
                 assert!(rung.hook().is_some());
+                let mut once = BTreeSet::new();
                 for (program, _) in rung.programs {
-                    assert!(seen.insert(*program), "{program} twice");
+                    assert!(once.insert(*program), "{program} twice in a rung");
                     assert!(program.len() <= 15, "{program} is cut by the kernel");
                 }
+                own.append(&mut once);
+            }
+            for program in own {
+                assert!(seen.insert(program), "{program} in two signals");
+            }
+        }
+    }
+
+    #[test]
+    fn a_stand_in_is_hooked_before() {
+        let signals: Vec<_> = LADDER.iter().map(|(signal, _)| *signal).collect();
+        for (index, signal) in signals.iter().enumerate() {
+            if let Some(other) = signal.stand_in() {
+                assert!(signals[..index].contains(&other), "{}", signal.name());
             }
         }
     }

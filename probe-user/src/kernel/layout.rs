@@ -95,6 +95,8 @@ const TABLE: &[Row] = table! {
     Optional task_struct__real_parent: Offset("task_struct", "real_parent", Ptr("task_struct"));
     Optional task_struct__cred: Offset("task_struct", "cred", Ptr("cred"));
     Optional task_struct__thread_pid: Offset("task_struct", "thread_pid", Ptr("pid"));
+    Optional task_struct__memcg_nr_pages_over_high:
+        Offset("task_struct", "memcg_nr_pages_over_high", Int(4));
     Required signal_struct__live: Offset("signal_struct", "live", Atomic(4));
     Optional signal_struct__nr_threads: Offset("signal_struct", "nr_threads", Int(4));
     Optional signal_struct__group_exit_code: Offset("signal_struct", "group_exit_code", Int(4));
@@ -135,10 +137,13 @@ const TABLE: &[Row] = table! {
         Element("mem_cgroup", "memory_events_local", "MEMCG_OOM", Atomic(8));
     Optional mem_cgroup__local_max:
         Element("mem_cgroup", "memory_events_local", "MEMCG_MAX", Atomic(8));
+    Optional mem_cgroup__local_high:
+        Element("mem_cgroup", "memory_events_local", "MEMCG_HIGH", Atomic(8));
     Optional mem_cgroup__local_oom_kill:
         Element("mem_cgroup", "memory_events_local", "MEMCG_OOM_KILL", Atomic(8));
     Optional page_counter__usage: Offset("page_counter", "usage", Atomic(8));
     Optional page_counter__max: Offset("page_counter", "max", Int(8));
+    Optional page_counter__high: Offset("page_counter", "high", Int(8));
     Optional page_counter__watermark: Offset("page_counter", "watermark", Int(8));
     Optional page_counter__failcnt: Offset("page_counter", "failcnt", Int(8));
     Optional cgroup__kn: Offset("cgroup", "kn", Ptr("kernfs_node"));
@@ -157,12 +162,16 @@ const TABLE: &[Row] = table! {
     Optional oom_control__chosen: Offset("oom_control", "chosen", Ptr("task_struct"));
     Optional oom_control__chosen_points: Offset("oom_control", "chosen_points", Int(8));
     Optional oom_control__constraint: Offset("oom_control", "constraint", Int(4));
+    Optional MEMCG_MAX: Enumerator("MEMCG_MAX");
+    Optional MEMCG_HIGH: Enumerator("MEMCG_HIGH");
     Required MM_FILEPAGES: Enumerator("MM_FILEPAGES");
     Required MM_ANONPAGES: Enumerator("MM_ANONPAGES");
     Required MM_SWAPENTS: Enumerator("MM_SWAPENTS");
     Required MM_SHMEMPAGES: Enumerator("MM_SHMEMPAGES");
     Optional mark_victim__has_task: Argument("mark_victim", 0, Ptr("task_struct"), Some(Int(4)));
     Optional sched_process_exit__has_group_dead: Argument("sched_process_exit", 1, Int(1), None);
+    Optional memcg_reclaim_begin__has_memcg:
+        Argument("mm_vmscan_memcg_reclaim_begin", 2, Ptr("mem_cgroup"), None);
 };
 
 /// How one field of the layout was resolved.

@@ -13,7 +13,10 @@ use probe_common::{
     wire::{self, Loss},
 };
 
-use super::ladder::{Hook, LADDER, Rung, Signal};
+use super::{
+    ladder::{Hook, LADDER, Rung, Signal},
+    pressure::PressureMaps,
+};
 
 /// The object `cargo xtask build-ebpf` made.
 static OBJECT: &[u8] =
@@ -87,6 +90,7 @@ pub struct Probe {
     ebpf: Ebpf,
     lost: PerCpuArray<MapData, u64>,
     settings: Array<MapData, Settings>,
+    pressure: PressureMaps,
     critical: Option<RingBuf<MapData>>,
     bulk: Option<RingBuf<MapData>>,
     /// Every signal of the ladder, in its order.
@@ -103,21 +107,26 @@ impl Probe {
         let critical = map(&mut ebpf, "CRITICAL", RingBuf::try_from)?;
         let bulk = map(&mut ebpf, "BULK", RingBuf::try_from)?;
         let mut settings: Array<MapData, Settings> = map(&mut ebpf, SETTINGS, Array::try_from)?;
+        let pressure = PressureMaps::take(&mut ebpf)?;
 
         let btf = Btf::from_sys_fs()?;
-        let mut served = Vec::with_capacity(LADDER.len());
+        let mut served: Vec<Served> = Vec::with_capacity(LADDER.len());
+        let mut known = Settings::default();
         for (signal, rungs) in LADDER {
-            let result = serve(&mut ebpf, &btf, layout, *signal, rungs);
-            if *signal == Signal::OomDecision && result.hook.is_some() {
-                let known = Settings {
-                    has_decision: 1,
-                    ..Settings::default()
-                };
-                settings.set(0, known, 0).map_err(|source| LoadError::Map {
-                    name: SETTINGS,
-                    source,
-                })?;
+            let mut result = serve(&mut ebpf, &btf, layout, *signal, rungs);
+            match (signal, result.hook) {
+                (Signal::OomDecision, Some(_)) => known.has_decision = 1,
+                (Signal::LimitHit, Some(_)) => known.has_limit_hit = 1,
+                (_, Some(_)) => {}
+                (_, None) => {
+                    let stand_in = served.iter().find(|s| Some(s.signal) == signal.stand_in());
+                    result.hook = stand_in.and_then(|served| served.hook);
+                }
             }
+            settings.set(0, known, 0).map_err(|source| LoadError::Map {
+                name: SETTINGS,
+                source,
+            })?;
             if signal.is_essential() && result.hook.is_none() {
                 let refused: Vec<String> = result
                     .refused
@@ -135,6 +144,7 @@ impl Probe {
             ebpf,
             lost,
             settings,
+            pressure,
             critical: Some(critical),
             bulk: Some(bulk),
             served,
@@ -181,6 +191,11 @@ impl Probe {
         Ok(out)
     }
 
+    /// What was counted of limit hits and stalls, to read and to clear.
+    pub fn pressure(&mut self) -> &mut PressureMaps {
+        &mut self.pressure
+    }
+
     /// Every process of the node that has memory, in one pass of the task iterator. One whose
     /// leader exited before its threads may appear several times.
     pub fn candidates(&mut self) -> io::Result<Vec<wire::Task>> {
@@ -213,16 +228,28 @@ impl Probe {
 pub fn survey(layout: &KernelLayout, cpus: u32) -> Result<Vec<Surveyed>, LoadError> {
     let mut ebpf = load(layout, cpus)?;
     let btf = Btf::from_sys_fs()?;
-    Ok(LADDER
-        .iter()
-        .map(|(signal, rungs)| {
-            let rungs = rungs.iter().filter_map(|rung| {
-                let result = try_rung(&mut ebpf, &btf, layout, rung);
-                Some((rung.hook()?, result))
-            });
-            (*signal, rungs.collect())
-        })
-        .collect())
+    let mut surveyed: Vec<Surveyed> = Vec::with_capacity(LADDER.len());
+    for (signal, rungs) in LADDER {
+        let rungs = rungs.iter().filter_map(|rung| {
+            let result = try_rung(&mut ebpf, &btf, layout, rung);
+            if result.is_ok() {
+                unload(&mut ebpf, rung.programs);
+            }
+            Some((rung.hook()?, result))
+        });
+        let mut rungs: Vec<_> = rungs.collect();
+        let works = |(_, result): &&(Hook, Result<(), String>)| result.is_ok();
+        if !rungs.iter().any(|rung| works(&rung)) {
+            let stand_in = surveyed.iter().find(|s| Some(s.0) == signal.stand_in());
+            rungs.extend(
+                stand_in
+                    .and_then(|(_, rungs)| rungs.iter().find(works))
+                    .cloned(),
+            );
+        }
+        surveyed.push((*signal, rungs));
+    }
+    Ok(surveyed)
 }
 
 /// Creates the maps; the programs are loaded one by one.
@@ -235,7 +262,7 @@ fn load(layout: &KernelLayout, cpus: u32) -> Result<Ebpf, LoadError> {
         .load(OBJECT)?)
 }
 
-fn map<T>(
+pub(super) fn map<T>(
     ebpf: &mut Ebpf,
     name: &'static str,
     convert: impl FnOnce(aya::maps::Map) -> Result<T, MapError>,
@@ -287,11 +314,7 @@ fn try_rung(ebpf: &mut Ebpf, btf: &Btf, layout: &KernelLayout, rung: &Rung) -> R
             None => Err(format!("the BPF object has no program {name}")),
         };
         if let Err(why) = result {
-            for (name, _) in rung.programs.iter().take(index) {
-                if let Some(program) = ebpf.program_mut(name) {
-                    unload(program);
-                }
-            }
+            unload(ebpf, rung.programs.get(..=index).unwrap_or_default());
             return Err(why);
         }
     }
@@ -341,16 +364,20 @@ fn attach(program: &mut Program, hook: Hook, btf: &Btf) -> Result<(), ProgramErr
     Ok(())
 }
 
-/// Takes back a program of a rung that only half works; that drops its links. Only these types
-/// share a rung with another program.
-fn unload(program: &mut Program) {
-    let result = match program {
-        Program::KProbe(program) => program.unload(),
-        Program::RawTracePoint(program) => program.unload(),
-        _ => Ok(()),
-    };
-    // It was loaded a moment ago, so there is nothing that could fail but a bug of ours.
-    debug_assert!(result.is_ok());
+/// Takes programs back, which drops their links, so that another rung may have them.
+fn unload(ebpf: &mut Ebpf, programs: &[(&str, Hook)]) {
+    for (name, _) in programs {
+        // Refused only for one that was not loaded.
+        let _ = match ebpf.program_mut(name) {
+            Some(Program::FEntry(program)) => program.unload(),
+            Some(Program::FExit(program)) => program.unload(),
+            Some(Program::KProbe(program)) => program.unload(),
+            Some(Program::BtfTracePoint(program)) => program.unload(),
+            Some(Program::RawTracePoint(program)) => program.unload(),
+            Some(Program::Iter(program)) => program.unload(),
+            _ => Ok(()),
+        };
+    }
 }
 
 /// A refusal in one line: the error itself and, if the verifier spoke, its last words.

@@ -3,8 +3,8 @@
 //! [`facts`] reads what the machine allows and decides nothing. [`layout`] resolves, from the
 //! kernel's own types ([`btf`]), every offset and enumerator the programs need; absence is a
 //! value with a reason, never a guess from a version number. [`ladder`] says which hooks can
-//! serve each signal; [`loader`] takes the best the kernel accepts. [`kallsyms`] names the frames
-//! of kernel stacks.
+//! serve each signal; [`loader`] takes the best the kernel accepts. [`pressure`] reads what
+//! they count. [`kallsyms`] names the frames of kernel stacks.
 
 pub mod btf;
 pub mod capability;
@@ -13,6 +13,7 @@ pub mod kallsyms;
 pub mod ladder;
 pub mod layout;
 pub mod loader;
+pub mod pressure;
 pub mod problems;
 
 #[cfg(test)]

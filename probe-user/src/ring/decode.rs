@@ -3,8 +3,8 @@
 use bytemuck::{Pod, pod_read_unaligned};
 use bytes::Bytes;
 use probe_common::wire::{
-    self, CgroupChange, Exit, Header, Kill, LimitLevel, MarkVictim, OomDecision, OomEnd, Reap,
-    Section, VERSION, kind, section,
+    self, CgroupChange, Exit, Header, Kill, LimitHit, LimitLevel, MarkVictim, OomDecision, OomEnd,
+    Reap, Section, VERSION, kind, section,
 };
 
 /// Why bytes are no record.
@@ -46,6 +46,7 @@ pub enum Body {
     KernelKill(Box<Kill>),
     Exit(Exit),
     Reap(Reap),
+    LimitHit(Box<LimitHit>),
     Cgroup(CgroupChange),
 }
 
@@ -120,6 +121,7 @@ impl Record {
             kind::KERNEL_KILL => Body::KernelKill(Box::new(take(&bytes, &mut at)?)),
             kind::EXIT => Body::Exit(take(&bytes, &mut at)?),
             kind::REAP => Body::Reap(take(&bytes, &mut at)?),
+            kind::LIMIT_HIT => Body::LimitHit(Box::new(take(&bytes, &mut at)?)),
             kind::CGROUP => Body::Cgroup(take(&bytes, &mut at)?),
             other => return Err(DecodeError::Kind(other)),
         };
@@ -276,6 +278,21 @@ mod tests {
         assert_eq!(cut.path(0), "/…/deep".as_bytes());
         assert_eq!(record.stack(), [7, 8]);
         assert_eq!(record.names(section::LIMIT_PATH), None);
+    }
+
+    #[test]
+    fn a_limit_hit_has_its_counts_and_the_path_of_the_limit() {
+        let mut body = LimitHit::zeroed();
+        body.memcg_id = 41;
+        (body.totals.max, body.totals.max_before) = (7, 3);
+        body.trigger.comm[..4].copy_from_slice(b"hog\0");
+        let path = (section::LIMIT_PATH, 0, &b"pod\0kubepods\0"[..]);
+        let bytes = record(kind::LIMIT_HIT, bytes_of(&body), &[path]);
+        let record = Record::decode(&bytes).unwrap();
+        assert_eq!(record.body, Body::LimitHit(Box::new(body)));
+        let names = record.names(section::LIMIT_PATH).unwrap();
+        assert_eq!(names.path(0), b"/kubepods/pod");
+        assert_eq!(comm(&body.trigger), b"hog");
     }
 
     #[test]
