@@ -16,4 +16,4 @@ mod text;
 pub mod vmstat;
 pub mod zoneinfo;
 
-pub use text::{Error, ParseError, TextFile};
+pub use text::{Error, ParseError, TextFile, single_number};

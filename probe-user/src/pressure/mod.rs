@@ -1,6 +1,18 @@
 //! Memory pressure: sampled, remembered, judged.
 //!
 //! `sample` is what one look at a cgroup or at the node gives; everything else here works on
-//! series of them.
+//! series of them. `driver` decides who is looked at when; `watch` finds cgroups, `look` and
+//! `node` read files, `recorder` remembers, `history` tells what led up to a kill.
 
+pub mod cgroup;
+pub mod driver;
+pub mod history;
+pub mod look;
+pub mod metrics;
+pub mod node;
+pub mod psi_trigger;
+pub mod recorder;
 pub mod sample;
+pub mod watch;
+
+pub use driver::{Look, Pressure, Shortfall, Tick};
