@@ -8,6 +8,7 @@ mod collect;
 mod disks;
 mod findings;
 mod kills;
+mod pressure;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -66,7 +67,9 @@ pub async fn run(options: &Options) -> Result<Event, Error> {
     let from_env = std::env::var("NODE_NAME").ok();
     let name = host::node_name(from_env.as_deref(), &proc).ok();
     name_all(&mut triage, &resolver, name.as_deref()).await;
-    triage.findings = findings::ranked(findings::of(&triage));
+    let mut found = findings::of(&triage);
+    found.extend(pressure::findings(&first, &second, &resolver, name.as_deref()).await);
+    triage.findings = findings::ranked(found);
     triage.healthy = triage.findings.is_empty();
 
     let host = Host {
