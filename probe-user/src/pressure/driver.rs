@@ -288,9 +288,26 @@ impl Pressure {
         Some((cgroup.record.series(), cgroup.settings))
     }
 
+    /// Usage of the cgroup at `path` when it was last looked at, bytes, and its limits.
+    pub fn usage(&self, path: &[u8]) -> Option<(u64, Settings)> {
+        let cgroup = self.cgroups.get(path)?;
+        Some((cgroup.usage_bytes, cgroup.settings))
+    }
+
     /// Paths of the cgroups that get full looks, the most urgent first.
     pub fn full(&self) -> &[Rc<[u8]>] {
         &self.full
+    }
+
+    /// Whether no watched cgroup is inside this one: what an ancestor shows is its descendants'.
+    pub fn is_leaf(&self, path: &[u8]) -> bool {
+        let below = [path, b"/"].concat();
+        let mut after = self
+            .cgroups
+            .range::<[u8], _>((Bound::Excluded(below.as_slice()), Bound::Unbounded));
+        after
+            .next()
+            .is_none_or(|(next, _)| !next.starts_with(&below))
     }
 
     /// Cgroups that are watched.

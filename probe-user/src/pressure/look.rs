@@ -12,9 +12,7 @@ use crate::{
     identity::hierarchy::{Hierarchies, Mode, Mount},
     node::{
         self, Error, TextFile,
-        memcg::{
-            Limit, MemcgSettings, MemoryEvents, MemoryStat, OomControl, ReclaimCounters, Version,
-        },
+        memcg::{Limit, MemcgSettings, MemoryEvents, OomControl, Version},
         psi::PressureFile,
         single_number,
     },
@@ -217,10 +215,6 @@ fn pressure(
         Some(file) => file.read(buf),
         None => Ok(None),
     }
-}
-
-fn sum(first: Option<u64>, second: Option<u64>) -> Option<u64> {
-    first?.checked_add(second?)
 }
 
 /// Lets this process hold as many files as the administrator allows; returns how many that is.

@@ -22,7 +22,7 @@ const MOST: usize = 16_384;
 
 /// What a cgroup stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// A container.
     Container,
     /// A pod: its containers are in it.
@@ -33,15 +33,15 @@ pub(super) enum Kind {
 
 /// A cgroup that matters.
 #[derive(Clone, Debug)]
-pub(super) struct Unit {
+pub(crate) struct Unit {
     /// kernfs id.
-    pub(super) id: u64,
+    pub(crate) id: u64,
     /// Path from the root of the memory hierarchy, as the kernel spells it.
-    pub(super) path: Vec<u8>,
+    pub(crate) path: Vec<u8>,
     /// What it stands for.
     pub(super) kind: Kind,
     /// Its memory.
-    pub(super) sample: CgroupSample,
+    pub(crate) sample: CgroupSample,
     /// Its limits and protections.
     pub(super) settings: Settings,
     /// Its CPU limit at work; `None` where there is no CPU controller.
@@ -262,7 +262,9 @@ fn sample(dir: &Dir, version: Version, buf: &mut Vec<u8>) -> Result<CgroupSample
     };
     // Without it this is no memory cgroup, as where the controller is not switched on.
     let usage_bytes = dir.parse(usage, buf, single_number)?.unwrap_or(0);
-    let stat = dir.parse("memory.stat", buf, |content| Detail::of_stat(version, content))?;
+    let stat = dir.parse("memory.stat", buf, |content| {
+        Detail::of_stat(version, content)
+    })?;
     let Some(mut detail) = stat else {
         return Ok(CgroupSample {
             boot_ns,

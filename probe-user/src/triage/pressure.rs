@@ -10,12 +10,16 @@ use crate::identity::names::Resolver;
 use crate::incident::who::{Identities, Who};
 use crate::pressure::sample::{CgroupSample, Settings};
 use crate::verdict;
-use crate::verdict::pressure::{CgroupWindow, Window};
+use crate::verdict::pressure::{CgroupWindow, Stalls, Window};
+
+/// What hooks measured of the stalls of each cgroup between the two looks, by kernfs id.
+pub(crate) type StallsById = HashMap<u64, Stalls>;
 
 /// Names are looked up only for cgroups that something was found about.
-pub(super) async fn findings(
+pub(crate) async fn findings(
     first: &Look,
     second: &Look,
+    stalls: &StallsById,
     resolver: &Rc<Resolver>,
     node_name: Option<&str>,
 ) -> Vec<Finding> {
@@ -40,13 +44,13 @@ pub(super) async fn findings(
                 container: who.container.as_ref(),
                 settings: *settings,
                 samples,
-                stalls: None,
+                stalls: cgroup.id.and_then(|id| stalls.get(&id)).copied(),
             })
             .collect();
         verdict::pressure::findings(&Window {
             node: (first.node, second.node),
             cgroups: &cgroups,
-            page_bytes: rustix::param::page_size() as u64,
+            page_bytes: u64::try_from(rustix::param::page_size()).unwrap_or(4096),
         })
     };
     let found = judge(&Identities::default());
