@@ -250,24 +250,21 @@ impl Pressure {
             self.watch(path, None);
         }
         let now_ns = clock::boot_ns();
-        let (cgroup, known) = match self.cgroups.get(path) {
-            Some(cgroup) => {
-                // The counters at the kill; what was in memory then is in the record, or lost.
-                let after = cgroup.read_fully(&self.roots, path, now_ns, &mut self.buf);
-                let counted = after.ok().and_then(|sample| sample.detail);
-                let known = cgroup.known();
-                let known = Known {
-                    peak_bytes: peak_bytes(&self.roots, path, &mut self.buf),
-                    max_events: counted.map_or(known.max_events, |detail| detail.max_events),
-                    high_events: counted.map_or(known.high_events, |detail| detail.high_events),
-                    ..known
-                };
-                (cgroup, known)
-            }
-            None => {
-                let (_, cgroup) = self.gone.iter().rev().find(|(gone, _)| **gone == *path)?;
-                (cgroup, cgroup.known())
-            }
+        let (cgroup, known) = if let Some(cgroup) = self.cgroups.get(path) {
+            // The counters at the kill; what was in memory then is in the record, or lost.
+            let after = cgroup.read_fully(&self.roots, path, now_ns, &mut self.buf);
+            let counted = after.ok().and_then(|sample| sample.detail);
+            let known = cgroup.known();
+            let known = Known {
+                peak_bytes: peak_bytes(&self.roots, path, &mut self.buf),
+                max_events: counted.map_or(known.max_events, |detail| detail.max_events),
+                high_events: counted.map_or(known.high_events, |detail| detail.high_events),
+                ..known
+            };
+            (cgroup, known)
+        } else {
+            let (_, cgroup) = self.gone.iter().rev().find(|(gone, _)| **gone == *path)?;
+            (cgroup, cgroup.known())
         };
         Some(history::before(
             &cgroup.record.series(),

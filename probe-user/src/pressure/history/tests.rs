@@ -24,6 +24,7 @@ fn usage(at_s: f64, usage_bytes: u64) -> CgroupSample {
     }
 }
 
+#[expect(clippy::large_types_passed_by_value, reason = "literals read better")]
 fn look(at_s: f64, usage_bytes: u64, detail: Detail) -> CgroupSample {
     CgroupSample {
         detail: Some(detail),
