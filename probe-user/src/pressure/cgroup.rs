@@ -85,9 +85,24 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Looks fully, through files held open or opened for this look.
+    /// Looks fully and records it.
     pub fn look_fully(
         &mut self,
+        roots: &Roots,
+        path: &[u8],
+        now_ns: u64,
+        buf: &mut Vec<u8>,
+    ) -> io::Result<CgroupSample> {
+        let sample = self.read_fully(roots, path, now_ns, buf)?;
+        self.usage_bytes = sample.usage_bytes;
+        self.compare(&sample);
+        self.record.push_look(&sample);
+        Ok(sample)
+    }
+
+    /// Reads everything, through files held open or opened for this once.
+    pub fn read_fully(
+        &self,
         roots: &Roots,
         path: &[u8],
         now_ns: u64,
@@ -98,15 +113,11 @@ impl Cgroup {
             Some(files) => files.read(buf)?,
             None => DetailFiles::open(roots, path)?.read(buf)?,
         };
-        let sample = CgroupSample {
+        Ok(CgroupSample {
             boot_ns: now_ns,
             usage_bytes,
             detail: Some(detail),
-        };
-        self.usage_bytes = usage_bytes;
-        self.compare(&sample);
-        self.record.push_look(&sample);
-        Ok(sample)
+        })
     }
 
     /// A limit of it was hit.
@@ -148,8 +159,8 @@ impl Cgroup {
     pub fn begin_full(&mut self, roots: &Roots, path: &[u8]) -> io::Result<()> {
         if self.detail.is_none() {
             self.detail = Some(DetailFiles::open(roots, path)?);
-            self.record.keep_looks();
         }
+        self.record.keep_looks();
         Ok(())
     }
 
@@ -185,7 +196,8 @@ impl Cgroup {
         }
     }
 
-    /// What has moved since the look before.
+    /// What has moved since the look before. If something has, that look is where it began, and
+    /// is kept.
     fn compare(&mut self, sample: &CgroupSample) {
         let (Some(last), Some(detail)) = (self.record.last_look(), sample.detail) else {
             return;
@@ -201,11 +213,13 @@ impl Cgroup {
             || rise(detail.high_events, before.high_events) > 0
         {
             self.hit(sample.boot_ns);
+            self.record.keep_looks();
         }
         let interval_us = sample.boot_ns.saturating_sub(last.boot_ns) / 1000;
         let stalled_us = rise(detail.psi_some_us, before.psi_some_us);
         if permille(stalled_us, interval_us) > STALLING_PERMILLE {
             self.stalled(sample.boot_ns);
+            self.record.keep_looks();
         }
     }
 }

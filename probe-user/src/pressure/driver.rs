@@ -250,20 +250,21 @@ impl Pressure {
             self.watch(path, None);
         }
         let now_ns = clock::boot_ns();
-        let (cgroup, known) = match self.cgroups.get_mut(path) {
-            Some(cgroup) => {
-                // The counters at the kill; what was in memory then is in the record, or lost.
-                let _ = cgroup.look_fully(&self.roots, path, now_ns, &mut self.buf);
-                let known = Known {
-                    peak_bytes: peak_bytes(&self.roots, path, &mut self.buf),
-                    ..cgroup.known()
-                };
-                (&*cgroup, known)
-            }
-            None => {
-                let (_, cgroup) = self.gone.iter().rev().find(|(gone, _)| **gone == *path)?;
-                (cgroup, cgroup.known())
-            }
+        let (cgroup, known) = if let Some(cgroup) = self.cgroups.get(path) {
+            // The counters at the kill; what was in memory then is in the record, or lost.
+            let after = cgroup.read_fully(&self.roots, path, now_ns, &mut self.buf);
+            let counted = after.ok().and_then(|sample| sample.detail);
+            let known = cgroup.known();
+            let known = Known {
+                peak_bytes: peak_bytes(&self.roots, path, &mut self.buf),
+                max_events: counted.map_or(known.max_events, |detail| detail.max_events),
+                high_events: counted.map_or(known.high_events, |detail| detail.high_events),
+                ..known
+            };
+            (cgroup, known)
+        } else {
+            let (_, cgroup) = self.gone.iter().rev().find(|(gone, _)| **gone == *path)?;
+            (cgroup, cgroup.known())
         };
         Some(history::before(
             &cgroup.record.series(),
@@ -332,7 +333,7 @@ impl Pressure {
             .iter()
             .chain(self.gone.iter().map(|(path, c)| (path, c)));
         records
-            .map(|(path, cgroup)| size_of::<Cgroup>() + path.len() + cgroup.record.bytes())
+            .map(|(path, cgroup)| size_of::<Cgroup>() + path.len() + cgroup.record.looks_bytes())
             .sum::<usize>()
             + self.node.capacity() * size_of::<NodeSample>()
     }
@@ -392,14 +393,13 @@ impl Pressure {
         urgent.sort_by(|a, b| b.cmp(a));
         urgent.truncate(MAX_FULL);
         let chosen: Vec<Rc<[u8]>> = urgent.into_iter().map(|(_, path)| path.clone()).collect();
-        for path in std::mem::take(&mut self.full) {
-            if !chosen.contains(&path) {
-                self.triggers.remove(&path);
-                if let Some(cgroup) = self.cgroups.get_mut(&path) {
-                    cgroup.end_full();
-                }
+        for (path, cgroup) in &mut self.cgroups {
+            if cgroup.record.keeps_looks() && !chosen.contains(path) {
+                self.triggers.remove(path);
+                cgroup.end_full();
             }
         }
+        self.full.clear();
         for path in chosen {
             let Some(cgroup) = self.cgroups.get_mut(&path) else {
                 continue;

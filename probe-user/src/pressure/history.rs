@@ -152,21 +152,18 @@ pub fn before_node(series: &[NodeSample], kill_boot_ns: u64) -> Before {
 fn build(points: &[Point], kill_ns: u64, known: &Known) -> Before {
     // What was sampled later describes another world.
     let points = &points[..points.partition_point(|point| point.boot_ns <= kill_ns)];
-    let made_ns = known.made_boot_ns.filter(|&made| made <= kill_ns);
-    let start_ns = made_ns
-        .or(points.first().map(|point| point.boot_ns))
-        .unwrap_or(kill_ns)
-        // The record of an old cgroup begins later than the cgroup.
-        .max(match (made_ns, points.first()) {
-            (Some(made), Some(first)) if first.boot_ns - made.min(first.boot_ns) > RECENT_NS => {
-                first.boot_ns
-            }
-            _ => 0,
-        });
-    let is_young = made_ns == Some(start_ns);
-
     let hits = hits(points, kill_ns, known);
     let reached_ns = hits.map_or(kill_ns, |hits| hits.first_ns);
+    let first_ns = points.first().map(|point| point.boot_ns);
+    // The record of an old cgroup begins long after it was made.
+    let is_in_record = |made: &u64| {
+        let is_followed = |first| (*made..=made.saturating_add(RECENT_NS)).contains(&first);
+        *made <= reached_ns && first_ns.is_none_or(is_followed)
+    };
+    let made_ns = known.made_boot_ns.filter(is_in_record);
+    let start_ns = made_ns.or(first_ns).unwrap_or(kill_ns);
+    let is_young = made_ns.is_some();
+
     let curve = curve(
         points,
         start_ns,
@@ -288,7 +285,7 @@ fn half_to_limit(curve: &[(u64, u64)], half: u64, reached_ns: u64) -> Option<f64
     let &(to_ns, to_bytes) = curve.get(below + 1)?;
     // In between usage is taken to have risen evenly.
     let share = as_f64(half - from_bytes) / as_f64(to_bytes - from_bytes);
-    Some(ms(reached_ns - from_ns) - share * ms(to_ns - from_ns))
+    Some((ms(reached_ns - from_ns) - share * ms(to_ns - from_ns)).max(0.0))
 }
 
 fn thrashed(points: &[Point], kill_ns: u64) -> Option<bool> {

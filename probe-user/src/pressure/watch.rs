@@ -34,8 +34,8 @@ pub fn is_named(path: &[u8]) -> bool {
     match claim.orchestrator {
         Orchestrator::None => false,
         Orchestrator::Systemd => {
-            let depth = path.iter().filter(|&&byte| byte == b'/').count();
-            depth <= UNIT_DEPTH
+            let above = std::iter::successors(look::parent(path), |path| look::parent(path));
+            above.count() <= UNIT_DEPTH
         }
         _ => look::parent(path).is_none_or(|above| !is_same(&claim, &grammar::parse(above))),
     }
