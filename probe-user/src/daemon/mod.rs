@@ -96,7 +96,7 @@ pub fn run<S: Sink + Send + 'static>(
         let stop = Stop::new()?;
         let daemon = Daemon::start(options, sink)?;
         ready();
-        daemon.follow(stop).await
+        Box::pin(daemon.follow(stop)).await
     });
     // A look-up that hangs on a dead disk must not hold up the end.
     runtime.shutdown_background();

@@ -34,7 +34,7 @@ const MAX_SUBJECTS: usize = 64;
 const MEMORY: usize = 1;
 
 /// The two looks.
-pub(in super::super) type Looks = Result<(Look, Look), Error>;
+pub(in super::super) type Looks = Result<Box<(Look, Look)>, Error>;
 
 /// Who waits, and since when who was told.
 #[derive(Default)]
@@ -120,7 +120,7 @@ pub(super) async fn look_twice(host_root: PathBuf) -> Option<Looks> {
     tokio::time::sleep(SPAN).await;
     let second = tokio::task::spawn_blocking(move || node.look());
     let second = second.await.ok()?;
-    Some(first.and_then(|first| Ok((first, second?))))
+    Some(first.and_then(|first| Ok(Box::new((first, second?)))))
 }
 
 /// The event about one of the subjects.

@@ -418,12 +418,13 @@ impl Daemon {
         };
         let now_ns = clock::boot_ns();
         let (subjects, stalls) = lookout.inquiries.take(now_ns, &stalls_by_id(&memcgs));
-        let Some(Ok((first, second))) = looks else {
+        let Some(Ok(looks)) = looks else {
             self.outbox.lost("pressure_not_looked_into", 1);
             return;
         };
         let (resolver, node_name) = (Rc::clone(&self.resolver), self.node_name.clone());
         lookout.naming.spawn_local(async move {
+            let (first, second) = *looks;
             let node_name = node_name.as_deref();
             let findings =
                 triage::pressure::findings(&first, &second, &stalls, &resolver, node_name).await;
