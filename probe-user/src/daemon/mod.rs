@@ -328,7 +328,7 @@ impl Daemon {
             return;
         }
         if let RecordBody::LimitHit(hit) = &record.body {
-            self.limit_hit(&record, hit.memcg_id, &hit.totals);
+            self.limit_hit(&record, hit);
             return;
         }
         let steps = self.assembler.push(record);

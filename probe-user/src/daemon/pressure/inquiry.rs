@@ -27,6 +27,9 @@ const SPAN: Duration = Duration::from_secs(5);
 /// Between two inquiries about one subject, ns.
 const PAUSE_NS: u64 = 30_000_000_000;
 
+/// Pressure that is over by the time of the looks is told only if something was found all the same.
+const LEAST_RATIO: f64 = 0.01;
+
 /// Subjects remembered: the node, and cgroups with a trigger.
 const MAX_SUBJECTS: usize = 64;
 
@@ -172,6 +175,14 @@ pub(super) fn event(
         findings: own.cloned().collect(),
         cgroup: Some(cgroup),
     }
+}
+
+/// Whether there is something to tell.
+pub(super) fn is_news(pressure: &Pressure) -> bool {
+    !pressure.findings.is_empty()
+        || pressure
+            .some_ratio
+            .is_some_and(|ratio| ratio >= LEAST_RATIO)
 }
 
 fn is_inside(inner: &Cgroup, outer: &Cgroup) -> bool {

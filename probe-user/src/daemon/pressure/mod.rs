@@ -5,7 +5,7 @@ mod ledger;
 
 use std::{collections::BTreeMap, path::Path, rc::Rc, time::Duration};
 
-use probe_common::wire::{LimitTotals, StallTotals, stall};
+use probe_common::wire::{LimitHit, LimitTotals, StallTotals, section, stall};
 use tokio::{
     task::{JoinError, JoinSet},
     time::{Instant, sleep_until},
@@ -74,6 +74,14 @@ pub(super) struct Lookout {
     next_slab_ns: u64,
     /// Cgroups that were not watched or not read, as last told.
     shortfall: u64,
+}
+
+/// Limit hits of one cgroup.
+struct Counted<'a> {
+    totals: &'a LimitTotals,
+    /// At the hit; `None` takes the last sample.
+    usage_bytes: Option<u64>,
+    reclaim_ns: Option<u64>,
 }
 
 /// An event about somebody.
@@ -152,16 +160,22 @@ impl Daemon {
     }
 
     /// A record of a limit hit: told at once if it is the first of its cgroup.
-    pub(super) fn limit_hit(&mut self, record: &Record, id: u64, totals: &LimitTotals) {
+    pub(super) fn limit_hit(&mut self, record: &Record, hit: &LimitHit) {
         let path = record
-            .names(probe_common::wire::section::LIMIT_PATH)
+            .names(section::LIMIT_PATH)
             .unwrap_or_default()
             .path(0);
         let now_ns = record.header.time_boot_ns;
         if let Some(lookout) = &mut self.lookout {
             lookout.sampling.limit_hit(&path, now_ns);
         }
-        self.tell_hits(id, Some(&path), totals, None, now_ns, false);
+        let usage_bytes = hit.usage_pages.saturating_mul(self.context.page_bytes);
+        let counted = Counted {
+            totals: &hit.totals,
+            usage_bytes: Some(usage_bytes),
+            reclaim_ns: None,
+        };
+        self.tell_hits(hit.memcg_id, Some(&path), &counted, now_ns, false);
     }
 
     /// Samples what is due.
@@ -244,7 +258,12 @@ impl Daemon {
         let path = path.as_deref();
         if let Some(totals) = &memcg.limit {
             let reclaim = memcg.stalls.get(stall::MEMCG_RECLAIM as usize);
-            self.tell_hits(memcg.memcg_id, path, totals, reclaim, now_ns, last);
+            let counted = Counted {
+                totals,
+                usage_bytes: None,
+                reclaim_ns: reclaim.map(|reclaim| reclaim.total_ns),
+            };
+            self.tell_hits(memcg.memcg_id, path, &counted, now_ns, last);
         }
         for (index, kind, signal) in KINDS {
             if let Some(totals) = memcg.stalls.get(index as usize) {
@@ -257,14 +276,14 @@ impl Daemon {
         &mut self,
         id: u64,
         path: Option<&[u8]>,
-        totals: &LimitTotals,
-        reclaim: Option<&StallTotals>,
+        counted: &Counted<'_>,
         now_ns: u64,
         last: bool,
     ) {
         let Some(lookout) = &mut self.lookout else {
             return;
         };
+        let totals = counted.totals;
         let source = self.context.hook_name(Signal::LimitHit).unwrap_or_default();
         for (event, kernel_count, before) in [
             (LimitEvent::Max, totals.max, totals.max_before),
@@ -292,8 +311,8 @@ impl Daemon {
                 count,
                 new: new.count,
                 kernel_count: Some(kernel_count),
-                reclaim_ns: reclaim.map(|reclaim| reclaim.total_ns),
-                usage_bytes: now.map(|(usage, _)| usage),
+                reclaim_ns: counted.reclaim_ns,
+                usage_bytes: counted.usage_bytes.or(now.map(|(usage, _)| usage)),
                 limit_bytes: now.and_then(|(_, settings)| match event {
                     LimitEvent::Max => settings.own_max_bytes,
                     LimitEvent::High => settings.high_bytes,
@@ -432,12 +451,14 @@ impl Daemon {
             let names = Identities::resolve(&resolver, node_name, paths).await;
             subjects
                 .iter()
-                .map(|subject| About {
+                .map(|subject| (subject, inquiry::event(subject, &first, &second, &findings)))
+                .filter(|(_, pressure)| inquiry::is_news(pressure))
+                .map(|(subject, pressure)| About {
                     who: subject
                         .as_ref()
                         .map(|path| names.of(path))
                         .unwrap_or_default(),
-                    body: Body::Pressure(inquiry::event(subject, &first, &second, &findings)),
+                    body: Body::Pressure(pressure),
                     boot_ns: now_ns,
                 })
                 .collect()
