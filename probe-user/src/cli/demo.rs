@@ -77,6 +77,7 @@ pub fn run(args: &Args, common: Common) -> anyhow::Result<ExitCode> {
         heartbeat: Duration::ZERO,
         duration: Some(PATIENCE),
         count: Some(1),
+        leak_window: daemon::LEAK_WINDOW,
         filter: Filter {
             cgroup: Some(scratch.path.clone()),
             ..Filter::default()

@@ -32,6 +32,10 @@ pub struct Args {
     /// Stop after this many kills, when what became of them is known
     #[arg(long, value_name = "N")]
     count: Option<u64>,
+    /// How long memory must grow before it is called a leak
+    #[arg(long, value_name = "TIME", default_value = "10m", env = "OOMPROBE_LEAK_WINDOW",
+          value_parser = humantime::parse_duration)]
+    leak_window: Duration,
     /// Only kills that concern the pod of this name
     #[arg(long, value_name = "NAME")]
     pod: Option<String>,
@@ -55,6 +59,7 @@ pub fn run(args: Args, common: Common) -> anyhow::Result<ExitCode> {
         heartbeat: args.heartbeat,
         duration: args.duration,
         count: args.count,
+        leak_window: args.leak_window,
         filter: Filter {
             pod: args.pod,
             namespace: args.namespace,

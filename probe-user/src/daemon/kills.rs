@@ -75,6 +75,12 @@ impl Daemon {
             self.outbox.lost("victim_unlisted", incident.unlisted);
         }
         self.collector.close(&incident, &mut evidence);
+        if let Some(lookout) = &mut self.lookout {
+            evidence.before = match &evidence.limit {
+                Some(owner) => lookout.sampling.before(owner.path(), incident.boot_ns),
+                None => Some(lookout.sampling.before_node(incident.boot_ns)),
+            };
+        }
         if let Ok(tasks) = self.probe.candidates() {
             let hierarchy = self.context.memory_hierarchy;
             evidence.candidates = tasks

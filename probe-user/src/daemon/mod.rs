@@ -7,6 +7,7 @@
 mod kills;
 mod options;
 mod outbox;
+mod pressure;
 mod process;
 mod reconcile;
 mod symbols;
@@ -21,16 +22,17 @@ use std::{
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use probe_common::wire::Loss as WireLoss;
+use probe_common::wire::{CgroupChange, Loss as WireLoss};
 use tokio::{
     task::{JoinSet, LocalSet},
     time::{Instant, MissedTickBehavior, interval},
 };
 
 use kills::{Made, Watched};
-pub use options::{Filter, Options};
+pub use options::{Filter, LEAK_WINDOW, Options};
 pub use outbox::Ending;
 use outbox::Outbox;
+use pressure::Lookout;
 use process::{Stop, protect_from_oom, release_memory};
 use reconcile::Reconciler;
 use symbols::Symbols;
@@ -94,7 +96,7 @@ pub fn run<S: Sink + Send + 'static>(
         let stop = Stop::new()?;
         let daemon = Daemon::start(options, sink)?;
         ready();
-        daemon.follow(stop).await
+        Box::pin(daemon.follow(stop)).await
     });
     // A look-up that hangs on a dead disk must not hold up the end.
     runtime.shutdown_background();
@@ -110,6 +112,8 @@ struct Daemon {
     assembler: Assembler,
     collector: Collector,
     evidence: Option<(u64, Evidence)>,
+    /// Memory pressure; `None` where there is no memory controller.
+    lookout: Option<Lookout>,
     /// Incidents whose victims are gone, and when their memory will be given back too.
     leaving: VecDeque<(Instant, Box<Incident>)>,
     /// By incident, from its `oom_kill` to its `oom_outcome`.
@@ -201,6 +205,7 @@ impl Daemon {
             assembler: Assembler::new(hooks),
             collector: Collector::new(&proc, hierarchies.clone(), kmsg),
             evidence: None,
+            lookout: Lookout::new(hierarchies.as_ref(), &proc, options.leak_window),
             leaving: VecDeque::new(),
             watched: BTreeMap::new(),
             tree,
@@ -271,6 +276,7 @@ impl Daemon {
                     self.logged();
                     self.count_losses();
                 }
+                seen = pressure::next(self.lookout.as_mut()) => self.seen(seen),
                 _ = heartbeat.tick(), if beats => self.beat(),
                 read = bulk.read(&mut rates) => {
                     read.context("cannot read the ring of rates")?;
@@ -287,6 +293,10 @@ impl Daemon {
         self.report_settled(None);
         while let Some(made) = self.looking_up.join_next().await {
             self.made(made);
+        }
+        self.tell_counted(clock::boot_ns(), true);
+        while let Some(named) = pressure::named(self.lookout.as_mut()).await {
+            self.named(named);
         }
         self.count_losses();
         Ok(self.outbox.finish())
@@ -314,20 +324,38 @@ impl Daemon {
 
     fn record(&mut self, record: Record) {
         if let RecordBody::Cgroup(change) = &record.body {
-            let path = record.full_path().unwrap_or_default();
-            if let Some(tree) = &mut self.tree {
-                match change.change {
-                    1 => tree.created(change.hierarchy, change.id, path),
-                    _ => tree.removed(change.hierarchy, change.id, path),
-                }
-            }
-            if change.change == 1 && self.is_memory(change.hierarchy) {
-                self.prewarm(path);
-            }
+            self.cgroup(change, &record);
+            return;
+        }
+        if let RecordBody::LimitHit(hit) = &record.body {
+            self.limit_hit(&record, hit);
             return;
         }
         let steps = self.assembler.push(record);
         self.steps(steps);
+    }
+
+    fn cgroup(&mut self, change: &CgroupChange, record: &Record) {
+        let path = record.full_path().unwrap_or_default();
+        let is_new = change.change == 1;
+        if let Some(tree) = &mut self.tree {
+            if is_new {
+                tree.created(change.hierarchy, change.id, path);
+            } else {
+                tree.removed(change.hierarchy, change.id, path);
+            }
+        }
+        if !self.is_memory(change.hierarchy) {
+            return;
+        }
+        if is_new {
+            if let Some(lookout) = &mut self.lookout {
+                lookout.sampling.created(path, record.header.time_boot_ns);
+            }
+            self.prewarm(path);
+        } else {
+            self.memcg_removed(change.id, path);
+        }
     }
 
     fn is_memory(&self, hierarchy: u32) -> bool {

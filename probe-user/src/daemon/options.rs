@@ -4,6 +4,9 @@ use std::{path::PathBuf, time::Duration};
 
 use crate::event;
 
+/// Over how long memory must grow to be a leak, unless the user says otherwise.
+pub const LEAK_WINDOW: Duration = Duration::from_secs(600);
+
 /// What the user chose.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -17,6 +20,8 @@ pub struct Options {
     pub duration: Option<Duration>,
     /// Stop after this many `oom_kill` events that passed the filter and their outcomes.
     pub count: Option<u64>,
+    /// Over how long memory must grow to be a leak.
+    pub leak_window: Duration,
     /// Only events about this pod, namespace or container.
     pub filter: Filter,
 }
@@ -54,6 +59,15 @@ impl Filter {
                 k8s.and_then(|k8s| k8s.namespace.name.as_ref()),
             )
             && in_container
+    }
+
+    /// Whether an event about this pod and container is wanted.
+    pub(super) fn wants_about(
+        &self,
+        k8s: Option<&event::K8s>,
+        container: Option<&event::Container>,
+    ) -> bool {
+        self.is_empty() || self.wants(k8s, container)
     }
 
     /// Whether a victim of the kill, or the owner of the limit, is wanted.

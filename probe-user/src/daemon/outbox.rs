@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     event::{Body, Event, Host, Loss},
-    incident::explain::Context,
+    incident::{explain::Context, who::Who},
     node::clock,
     sink::{Error, Sink},
 };
@@ -96,7 +96,13 @@ impl Outbox {
     /// missing and a `loss` event says why as soon as there is room.
     pub(super) fn write(&mut self, body: Body, boot_ns: u64) {
         self.report_lost();
-        self.push(body, boot_ns);
+        self.push(body, boot_ns, |event| event);
+    }
+
+    /// The same, about this pod and container.
+    pub(super) fn write_about(&mut self, who: Who, body: Body, boot_ns: u64) {
+        self.report_lost();
+        self.push(body, boot_ns, |event| event.about(who.k8s, who.container));
     }
 
     /// Counts events that were lost before they were made.
@@ -142,13 +148,13 @@ impl Outbox {
         }
     }
 
-    fn push(&mut self, body: Body, boot_ns: u64) -> bool {
+    fn push(&mut self, body: Body, boot_ns: u64, complete: impl FnOnce(Event) -> Event) -> bool {
         let Some(queue) = &self.queue else {
             return false;
         };
         let kind = body.kind();
         let time = self.context.time(boot_ns);
-        let event = Event::new(time, boot_ns, self.seq, self.host.clone(), body);
+        let event = complete(Event::new(time, boot_ns, self.seq, self.host.clone(), body));
         self.seq += 1;
         match queue.try_send(event) {
             Ok(()) => {
@@ -185,7 +191,7 @@ impl Outbox {
             if let Some(entry) = self.lost.get_mut(reason) {
                 entry.1 = 0;
             }
-            if !self.push(Body::Loss(loss), clock::boot_ns()) {
+            if !self.push(Body::Loss(loss), clock::boot_ns(), |event| event) {
                 if let Some(entry) = self.lost.get_mut(reason) {
                     entry.1 += count;
                 }

@@ -3,10 +3,10 @@
 //! A memory cgroup lives on the v1 `memory` hierarchy (legacy and hybrid layouts) or on the v2
 //! hierarchy; ids and paths mean something only together with the hierarchy they belong to.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -47,6 +47,17 @@ pub struct Mount {
 }
 
 impl Mount {
+    /// Where the cgroup at `path`, seen from the true root, is in this process's view; `None` if
+    /// it is outside of what is mounted here.
+    pub fn directory(&self, path: &[u8]) -> Option<PathBuf> {
+        let below = match path.strip_prefix(self.root.as_slice())? {
+            [] => &[],
+            [b'/', below @ ..] => below,
+            _ => return None,
+        };
+        Some(self.path.join(OsStr::from_bytes(below)))
+    }
+
     /// True if the true root of the hierarchy is visible here; false in a private cgroup
     /// namespace, where only its own cgroup and what is below can be looked up.
     pub fn is_whole(&self) -> bool {

@@ -16,7 +16,7 @@ use super::{
     limit::{self, FoundBy},
 };
 use crate::{
-    event::text,
+    event::{Before, text},
     identity::hierarchy::Hierarchies,
     node::{
         clock,
@@ -83,6 +83,8 @@ pub struct Evidence {
     pub cmdlines: BTreeMap<u32, Vec<String>>,
     /// Every process with memory, and the path of its memory cgroup.
     pub candidates: Vec<(wire::Task, Option<Vec<u8>>)>,
+    /// What led up to it, as far as it was recorded.
+    pub before: Option<Before>,
     /// The kernel log's report, where no hook gives the decision.
     pub log: Option<OomReport>,
 }

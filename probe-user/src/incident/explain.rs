@@ -65,7 +65,8 @@ impl Context {
         self.bytes(u64::try_from(pages).unwrap_or(0))
     }
 
-    fn hook(&self, signal: Signal) -> Option<String> {
+    /// The hook that serves `signal`, as events write it.
+    pub fn hook_name(&self, signal: Signal) -> Option<String> {
         let (_, hook) = self.hooks.iter().find(|(served, _)| *served == signal)?;
         hook.map(|hook| hook.to_string())
     }
@@ -214,6 +215,7 @@ pub fn oom_kill(
             .as_ref()
             .map(|(meminfo, delay)| memory::node(context, evidence, meminfo, *delay))
             .unwrap_or_default(),
+        before: evidence.before.clone(),
         hooks: hooks(context, incident, evidence),
         ..OomKill::default()
     };
@@ -334,10 +336,10 @@ fn hooks(context: &Context, incident: &Incident, evidence: &Evidence) -> BTreeMa
         }
     };
     let decision = context
-        .hook(Signal::OomDecision)
+        .hook_name(Signal::OomDecision)
         .filter(|_| incident.decision.is_some());
-    let mark = context.hook(Signal::VictimMark);
-    let kill = context.hook(Signal::KernelKill);
+    let mark = context.hook_name(Signal::VictimMark);
+    let kill = context.hook_name(Signal::KernelKill);
     put(
         "victims",
         if kill.is_some() {
@@ -368,12 +370,12 @@ fn hooks(context: &Context, incident: &Incident, evidence: &Evidence) -> BTreeMa
         put("node", Some("/proc/meminfo".to_owned()));
     }
     if !evidence.candidates.is_empty() {
-        put("candidates", context.hook(Signal::Candidates));
+        put("candidates", context.hook_name(Signal::Candidates));
     }
     put(
         "end",
         context
-            .hook(Signal::OomEnd)
+            .hook_name(Signal::OomEnd)
             .filter(|_| incident.end.is_some()),
     );
     out

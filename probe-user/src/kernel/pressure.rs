@@ -67,6 +67,29 @@ impl PressureMaps {
         Ok(memcgs.into_values().collect())
     }
 
+    /// One memory cgroup; `None` if it neither hit its limit nor stalled.
+    pub fn memcg(&self, memcg_id: u64) -> Result<Option<MemcgPressure>, MapError> {
+        let limit = found(self.limits.get(&memcg_id, 0))?;
+        let mut stalls = [StallTotals::zeroed(); KINDS];
+        let mut any = limit.is_some();
+        for (kind, stalls) in (0..).zip(&mut stalls) {
+            let key = StallKey {
+                memcg_id,
+                kind,
+                pad: 0,
+            };
+            if let Some(totals) = found(self.stalls.get(&key, 0))? {
+                *stalls = totals;
+                any = true;
+            }
+        }
+        Ok(any.then_some(MemcgPressure {
+            memcg_id,
+            limit,
+            stalls,
+        }))
+    }
+
     /// Stalls of the whole node, by [`stall`].
     pub fn node(&self) -> Result<[StallTotals; stall::COUNT as usize], MapError> {
         let mut node = [StallTotals::zeroed(); stall::COUNT as usize];
@@ -90,6 +113,14 @@ impl PressureMaps {
             };
             let _ = self.stalls.remove(&key);
         }
+    }
+}
+
+fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

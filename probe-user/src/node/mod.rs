@@ -21,5 +21,4 @@ mod text;
 pub mod vmstat;
 pub mod zoneinfo;
 
-pub(crate) use text::single_number;
-pub use text::{Error, ParseError, TextFile};
+pub use text::{Error, ParseError, TextFile, single_number};

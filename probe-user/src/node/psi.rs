@@ -86,6 +86,26 @@ impl Stall {
     }
 }
 
+/// A pressure file kept open.
+#[derive(Debug)]
+pub struct PressureFile(TextFile);
+
+impl PressureFile {
+    /// Opens `/proc/pressure/<resource>` or `<cgroup>/<resource>.pressure`.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, Error> {
+        TextFile::open(path).map(Self)
+    }
+
+    /// Reads the present values; `None` if PSI is off.
+    pub fn read(&self, buf: &mut Vec<u8>) -> Result<Option<Pressure>, Error> {
+        match self.0.parse(buf, Pressure::parse) {
+            Ok(pressure) => Ok(Some(pressure)),
+            Err(Error::Disabled { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 /// Pressure of the node on `resource` (`memory`, `io`, `cpu`, `irq`).
 pub fn node(proc: &Path, resource: &str, buf: &mut Vec<u8>) -> Result<Reading, Error> {
     let reading = read(proc.join("pressure").join(resource), buf)?;

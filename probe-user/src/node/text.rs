@@ -139,7 +139,7 @@ impl TextFile {
     }
 
     /// Reads the file and parses it, naming the file in a parse error.
-    pub(super) fn parse<T>(
+    pub fn parse<T>(
         &self,
         buf: &mut Vec<u8>,
         parse: impl FnOnce(&[u8]) -> Result<T, ParseError>,
@@ -209,7 +209,7 @@ pub(super) fn flat_keyed<'a>(
 }
 
 /// Parser of a file that holds one decimal number.
-pub(crate) fn single_number(text: &[u8]) -> Result<u64, ParseError> {
+pub fn single_number(text: &[u8]) -> Result<u64, ParseError> {
     decimal(text).ok_or(ParseError {
         line: 1,
         expected: "a decimal number",

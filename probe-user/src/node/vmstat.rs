@@ -37,6 +37,14 @@ impl Vmstat {
         })
     }
 
+    /// All counters by name.
+    pub fn counters(&self) -> impl Iterator<Item = (&[u8], u64)> {
+        text::lines(&self.content).filter_map(|(_, line)| {
+            let (name, value) = text::cut(line, b" ")?;
+            Some((name, text::decimal(value)?))
+        })
+    }
+
     /// Processes killed by the OOM killer since boot, whatever the scope (4.13).
     pub fn oom_kill(&self) -> Option<u64> {
         self.get("oom_kill")

@@ -1,5 +1,10 @@
 //! One look at a memory cgroup or at the node.
 
+use crate::node::{
+    ParseError,
+    memcg::{MemoryStat, ReclaimCounters, Version},
+};
+
 /// A memory cgroup at one moment. Bytes; counters are since it was made. `None` is what this
 /// kernel does not tell, or what a cheap look leaves out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,6 +64,36 @@ pub struct Detail {
     pub psi_full_us: Option<u64>,
     /// `total` of `full` in `io.pressure`, µs.
     pub io_psi_full_us: Option<u64>,
+}
+
+impl Detail {
+    /// What `memory.stat` tells of it.
+    pub fn of_stat(version: Version, content: &[u8]) -> Result<Self, ParseError> {
+        let stat = MemoryStat::parse(version, content)?;
+        let reclaim = ReclaimCounters::parse(version, content)?;
+        let shmem_bytes = stat.shmem_bytes.unwrap_or(0);
+        Ok(Self {
+            anon_bytes: stat.anon_bytes.unwrap_or(0),
+            file_bytes: stat.file_bytes.unwrap_or(0).saturating_sub(shmem_bytes),
+            shmem_bytes,
+            file_dirty_bytes: stat
+                .file_dirty_bytes
+                .zip(stat.file_writeback_bytes)
+                .map(|(dirty, writeback)| dirty.saturating_add(writeback)),
+            inactive_file_bytes: stat.inactive_file_bytes,
+            slab_reclaimable_bytes: stat.slab_reclaimable_bytes,
+            slab_unreclaimable_bytes: stat.slab_unreclaimable_bytes,
+            kernel_bytes: stat.kernel_bytes,
+            sock_bytes: stat.sock_bytes,
+            swap_bytes: stat.swap_bytes,
+            refault_anon: reclaim.refault_anon,
+            refault_file: reclaim.refault_file,
+            pgscan: reclaim.pgscan,
+            pgsteal: reclaim.pgsteal,
+            pgmajfault: reclaim.pgmajfault,
+            ..Self::default()
+        })
+    }
 }
 
 /// What holds for a memory cgroup between two looks: it changes only when somebody writes to it.

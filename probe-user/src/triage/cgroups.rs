@@ -9,7 +9,7 @@ use crate::identity::hierarchy::{Mode, Mount};
 use crate::identity::{Claim, path};
 use crate::node::cpu::Throttling;
 use crate::node::dir::Dir;
-use crate::node::memcg::{Activity, Limit, MemoryEvents, MemoryStat, OomControl, Version};
+use crate::node::memcg::{Limit, MemoryEvents, OomControl, Version};
 use crate::node::psi::Pressure;
 use crate::node::{Error, clock, single_number};
 use crate::pressure::sample::{CgroupSample, Detail, Settings};
@@ -22,7 +22,7 @@ const MOST: usize = 16_384;
 
 /// What a cgroup stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// A container.
     Container,
     /// A pod: its containers are in it.
@@ -33,15 +33,15 @@ pub(super) enum Kind {
 
 /// A cgroup that matters.
 #[derive(Clone, Debug)]
-pub(super) struct Unit {
+pub(crate) struct Unit {
     /// kernfs id.
-    pub(super) id: u64,
+    pub(crate) id: u64,
     /// Path from the root of the memory hierarchy, as the kernel spells it.
-    pub(super) path: Vec<u8>,
+    pub(crate) path: Vec<u8>,
     /// What it stands for.
     pub(super) kind: Kind,
     /// Its memory.
-    pub(super) sample: CgroupSample,
+    pub(crate) sample: CgroupSample,
     /// Its limits and protections.
     pub(super) settings: Settings,
     /// Its CPU limit at work; `None` where there is no CPU controller.
@@ -262,38 +262,15 @@ fn sample(dir: &Dir, version: Version, buf: &mut Vec<u8>) -> Result<CgroupSample
     };
     // Without it this is no memory cgroup, as where the controller is not switched on.
     let usage_bytes = dir.parse(usage, buf, single_number)?.unwrap_or(0);
-    let parts = dir.parse("memory.stat", buf, |content| {
-        let stat = MemoryStat::parse(version, content)?;
-        Ok((stat, Activity::parse(version, content)?))
+    let stat = dir.parse("memory.stat", buf, |content| {
+        Detail::of_stat(version, content)
     })?;
-    let Some((stat, activity)) = parts else {
+    let Some(mut detail) = stat else {
         return Ok(CgroupSample {
             boot_ns,
             usage_bytes,
             detail: None,
         });
-    };
-    let shmem_bytes = stat.shmem_bytes.unwrap_or(0);
-    let mut detail = Detail {
-        anon_bytes: stat.anon_bytes.unwrap_or(0),
-        file_bytes: stat.file_bytes.unwrap_or(0).saturating_sub(shmem_bytes),
-        shmem_bytes,
-        file_dirty_bytes: stat
-            .file_dirty_bytes
-            .zip(stat.file_writeback_bytes)
-            .map(|(dirty, writeback)| dirty.saturating_add(writeback)),
-        inactive_file_bytes: activity.inactive_file_bytes,
-        slab_reclaimable_bytes: stat.slab_reclaimable_bytes,
-        slab_unreclaimable_bytes: stat.slab_unreclaimable_bytes,
-        kernel_bytes: stat.kernel_bytes,
-        sock_bytes: stat.sock_bytes,
-        swap_bytes: stat.swap_bytes,
-        refault_anon: activity.refault_anon,
-        refault_file: activity.refault_file,
-        pgscan: activity.pgscan,
-        pgsteal: activity.pgsteal,
-        pgmajfault: activity.pgmajfault,
-        ..Detail::default()
     };
     match version {
         Version::V1 => {

@@ -21,9 +21,9 @@ pub(super) const RESOURCES: [&str; 3] = ["cpu", "memory", "io"];
 const FAILURES_TOLD: usize = 3;
 
 /// What a look found. What it did not is in [`Node::not_read`].
-pub(super) struct Look {
+pub(crate) struct Look {
     /// Memory, reclaim and stalls.
-    pub(super) node: NodeSample,
+    pub(crate) node: NodeSample,
     /// The same stalls as the kernel averages them.
     pub(super) pressure: [Option<Pressure>; 3],
     /// Load averages.
@@ -31,11 +31,11 @@ pub(super) struct Look {
     /// Tasks and processors.
     pub(super) tasks: Option<Tasks>,
     /// The cgroups that matter.
-    pub(super) units: Vec<Unit>,
+    pub(crate) units: Vec<Unit>,
 }
 
 /// Where to look.
-pub(super) struct Node {
+pub(crate) struct Node {
     proc: PathBuf,
     vmstat: Option<Vmstat>,
     places: Option<Places>,
@@ -45,7 +45,7 @@ pub(super) struct Node {
 
 impl Node {
     /// Finds the files of the host at `host_root`.
-    pub(super) fn open(host_root: &Path) -> Self {
+    pub(crate) fn open(host_root: &Path) -> Self {
         let proc = host_root.join("proc");
         let mut node = Self {
             vmstat: None,
@@ -62,7 +62,7 @@ impl Node {
     }
 
     /// Looks once. Without `/proc/meminfo` there is nothing to say.
-    pub(super) fn look(&mut self) -> Result<Look, Error> {
+    pub(crate) fn look(&mut self) -> Result<Look, Error> {
         let mut failed = Vec::new();
         let units = match &self.places {
             Some(places) => places.look(&mut failed),

@@ -3,13 +3,15 @@
 //! Reads files only: no BPF program, and no privilege for most of it. Two looks some seconds apart
 //! give rates; what was not read is told, so that silence about it is not taken for health.
 
-mod cgroups;
-mod collect;
+pub(crate) mod cgroups;
+pub(crate) mod collect;
 mod disks;
 mod findings;
 mod kills;
+pub(crate) mod pressure;
 mod report;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -66,7 +68,11 @@ pub async fn run(options: &Options) -> Result<Event, Error> {
     let from_env = std::env::var("NODE_NAME").ok();
     let name = host::node_name(from_env.as_deref(), &proc).ok();
     name_all(&mut triage, &resolver, name.as_deref()).await;
-    triage.findings = findings::ranked(findings::of(&triage));
+    let mut found = findings::of(&triage);
+    found.extend(
+        pressure::findings(&first, &second, &HashMap::new(), &resolver, name.as_deref()).await,
+    );
+    triage.findings = findings::ranked(found);
     triage.healthy = triage.findings.is_empty();
 
     let host = Host {

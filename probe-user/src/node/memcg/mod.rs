@@ -3,12 +3,12 @@
 //! Files: Documentation/admin-guide/cgroup-v2.rst "Memory Interface Files" and
 //! Documentation/admin-guide/cgroup-v1/memory.rst.
 
-mod activity;
+mod reclaim;
 mod stat;
 
 use std::path::{Path, PathBuf};
 
-pub use activity::Activity;
+pub use reclaim::ReclaimCounters;
 pub use stat::MemoryStat;
 
 use super::text::{self, Error, ParseError, TextFile};
@@ -184,8 +184,9 @@ pub struct MemcgSettings {
 }
 
 impl MemcgSettings {
-    /// Reads the memory cgroup at `dir`.
-    pub fn read(dir: &Path, version: Version, buf: &mut Vec<u8>) -> Result<Self, Error> {
+    /// Reads no more than the limits and protections of the memory itself: `max`, `high`, `low`
+    /// and `min`. All else is `None`.
+    pub fn read_limits(dir: &Path, version: Version, buf: &mut Vec<u8>) -> Result<Self, Error> {
         let mut read = |name| text::optional(read_file(dir, name, buf, Limit::parse));
         let mut settings = Self {
             version,
@@ -208,12 +209,19 @@ impl MemcgSettings {
                 settings.high = read("memory.high")?;
                 settings.low = read("memory.low")?;
                 settings.min = read("memory.min")?;
-                settings.swap_max = read("memory.swap.max")?;
             }
-            Version::V1 => {
-                settings.max = read("memory.limit_in_bytes")?;
-                settings.memsw_max = read("memory.memsw.limit_in_bytes")?;
-            }
+            Version::V1 => settings.max = read("memory.limit_in_bytes")?,
+        }
+        Ok(settings)
+    }
+
+    /// Reads the memory cgroup at `dir`.
+    pub fn read(dir: &Path, version: Version, buf: &mut Vec<u8>) -> Result<Self, Error> {
+        let mut settings = Self::read_limits(dir, version, buf)?;
+        let mut read = |name| text::optional(read_file(dir, name, buf, Limit::parse));
+        match version {
+            Version::V2 => settings.swap_max = read("memory.swap.max")?,
+            Version::V1 => settings.memsw_max = read("memory.memsw.limit_in_bytes")?,
         }
         let mut read = |name| text::optional(read_file(dir, name, buf, text::single_number));
         match version {

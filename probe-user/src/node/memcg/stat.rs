@@ -48,6 +48,8 @@ memory_stat! {
     file_dirty_bytes: v2 "file_dirty", v1 "total_dirty";
     /// Files being written back.
     file_writeback_bytes: v2 "file_writeback", v1 "total_writeback";
+    /// Page cache that is given up first; usage less this is the working set.
+    inactive_file_bytes: v2 "inactive_file", v1 "total_inactive_file";
     /// Both in memory and in swap (5.12; v1: 6.5).
     swap_cached_bytes: v2 "swapcached", v1 "total_swapcached";
     /// All kernel memory but sockets (5.18); on v1 `memory.kmem.usage_in_bytes`, which is not part

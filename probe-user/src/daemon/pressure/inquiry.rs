@@ -1,0 +1,224 @@
+//! Why the kernel says that tasks wait for memory: two looks at the whole node, as triage takes
+//! them, and what they show.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::PathBuf,
+    time::Duration,
+};
+
+use probe_common::wire::stall;
+
+use crate::{
+    event::{Cgroup, Finding, Pressure, text},
+    kernel::pressure::MemcgPressure,
+    node::Error,
+    pressure::{psi_trigger::Subject, sample::NodeSample},
+    triage::{
+        collect::{Look, Node},
+        pressure::StallsById,
+    },
+    verdict::pressure::Stalls,
+};
+
+/// Between the two looks: long enough for rates, short enough to see what is going on now.
+const SPAN: Duration = Duration::from_secs(5);
+
+/// Between two inquiries about one subject, ns.
+const PAUSE_NS: u64 = 30_000_000_000;
+
+/// Pressure that is over by the time of the looks is told only if something was found all the same.
+const LEAST_RATIO: f64 = 0.01;
+
+/// Subjects remembered: the node, and cgroups with a trigger.
+const MAX_SUBJECTS: usize = 64;
+
+/// Position of memory in [`NodeSample::psi_some_us`].
+const MEMORY: usize = 1;
+
+/// The two looks.
+pub(in super::super) type Looks = Result<Box<(Look, Look)>, Error>;
+
+/// Who waits, and since when who was told.
+#[derive(Default)]
+pub(super) struct Inquiries {
+    /// Of the inquiry that is running.
+    subjects: BTreeSet<Subject>,
+    /// Stalls when it began, by kernfs id.
+    stalls: BTreeMap<u64, Stalls>,
+    told_ns: BTreeMap<Subject, u64>,
+}
+
+impl Inquiries {
+    /// Tasks of `subject` wait. True if an inquiry has to begin; `stalls` are those so far.
+    pub(super) fn wanted(
+        &mut self,
+        subject: Subject,
+        now_ns: u64,
+        stalls: impl FnOnce() -> BTreeMap<u64, Stalls>,
+    ) -> bool {
+        let told = self.told_ns.get(&subject);
+        if told.is_some_and(|told| now_ns < told.saturating_add(PAUSE_NS)) {
+            return false;
+        }
+        let is_first = self.subjects.is_empty();
+        if is_first {
+            self.stalls = stalls();
+        }
+        self.subjects.insert(subject);
+        is_first
+    }
+
+    /// The inquiry is over: who it was about, and stalls meanwhile.
+    pub(super) fn take(
+        &mut self,
+        now_ns: u64,
+        stalls: &BTreeMap<u64, Stalls>,
+    ) -> (BTreeSet<Subject>, StallsById) {
+        let subjects = std::mem::take(&mut self.subjects);
+        if self.told_ns.len() >= MAX_SUBJECTS {
+            self.told_ns
+                .retain(|_, told| now_ns < told.saturating_add(PAUSE_NS));
+        }
+        self.told_ns
+            .extend(subjects.iter().map(|subject| (subject.clone(), now_ns)));
+        let first = std::mem::take(&mut self.stalls);
+        let meanwhile = stalls.iter().map(|(id, now)| {
+            let before = first.get(id).copied().unwrap_or_default();
+            let since = Stalls {
+                direct_reclaim_ns: now
+                    .direct_reclaim_ns
+                    .saturating_sub(before.direct_reclaim_ns),
+                memcg_reclaim_ns: now.memcg_reclaim_ns.saturating_sub(before.memcg_reclaim_ns),
+                high_throttle_ns: now.high_throttle_ns.saturating_sub(before.high_throttle_ns),
+            };
+            (*id, since)
+        });
+        (subjects, HashMap::from_iter(meanwhile.collect::<Vec<_>>()))
+    }
+}
+
+/// Stalls as verdicts take them.
+pub(super) fn stalls_of(memcg: &MemcgPressure) -> Stalls {
+    let [direct, own, high, _] = &memcg.stalls;
+    const {
+        assert!(stall::DIRECT_RECLAIM == 0 && stall::MEMCG_RECLAIM == 1);
+        assert!(stall::HIGH_THROTTLE == 2);
+    }
+    Stalls {
+        direct_reclaim_ns: direct.total_ns,
+        memcg_reclaim_ns: own.total_ns,
+        high_throttle_ns: high.total_ns,
+    }
+}
+
+/// Looks twice. Reading all cgroups of a big node takes a while: not on this thread.
+pub(super) async fn look_twice(host_root: PathBuf) -> Option<Looks> {
+    let first = tokio::task::spawn_blocking(move || {
+        let mut node = Node::open(&host_root);
+        let look = node.look();
+        (node, look)
+    });
+    let (mut node, first) = first.await.ok()?;
+    tokio::time::sleep(SPAN).await;
+    let second = tokio::task::spawn_blocking(move || node.look());
+    let second = second.await.ok()?;
+    Some(first.and_then(|first| Ok(Box::new((first, second?)))))
+}
+
+/// The event about one of the subjects.
+pub(super) fn event(
+    subject: &Subject,
+    first: &Look,
+    second: &Look,
+    findings: &[Finding],
+) -> Pressure {
+    let elapsed_ns = second.node.boot_ns.saturating_sub(first.node.boot_ns);
+    let window_ms = elapsed_ns / 1_000_000;
+    let ratio = |before: Option<u64>, after: Option<u64>| {
+        let us = after?.checked_sub(before?)?;
+        #[expect(clippy::cast_precision_loss, reason = "a ratio")]
+        let ratio = us as f64 * 1000.0 / elapsed_ns.max(1) as f64;
+        Some(ratio.min(1.0))
+    };
+    let memory = "memory".to_owned();
+    let Some(path) = subject else {
+        let of =
+            |total: fn(&NodeSample) -> Option<u64>| ratio(total(&first.node), total(&second.node));
+        return Pressure {
+            cgroup: None,
+            resource: memory,
+            some_ratio: of(|node| node.psi_some_us[MEMORY]),
+            full_ratio: of(|node| node.psi_full_us[MEMORY]),
+            window_ms,
+            findings: findings.to_vec(),
+        };
+    };
+    let detail = |look: &Look| {
+        let unit = look.units.iter().find(|unit| unit.path == **path)?;
+        Some((unit.id, unit.sample.detail?))
+    };
+    let details = detail(first).zip(detail(second));
+    let cgroup = Cgroup {
+        id: details.map(|((id, _), _)| id),
+        path: Some(text(path)),
+    };
+    let own = findings.iter().filter(|finding| {
+        let about = finding.cgroup.as_ref();
+        about.is_some_and(|about| about.is(&cgroup) || is_inside(about, &cgroup))
+    });
+    Pressure {
+        resource: memory,
+        some_ratio: details.and_then(|((_, a), (_, b))| ratio(a.psi_some_us, b.psi_some_us)),
+        full_ratio: details.and_then(|((_, a), (_, b))| ratio(a.psi_full_us, b.psi_full_us)),
+        window_ms,
+        findings: own.cloned().collect(),
+        cgroup: Some(cgroup),
+    }
+}
+
+/// Whether there is something to tell.
+pub(super) fn is_news(pressure: &Pressure) -> bool {
+    !pressure.findings.is_empty()
+        || pressure
+            .some_ratio
+            .is_some_and(|ratio| ratio >= LEAST_RATIO)
+}
+
+fn is_inside(inner: &Cgroup, outer: &Cgroup) -> bool {
+    let (Some(inner), Some(outer)) = (&inner.path, &outer.path) else {
+        return false;
+    };
+    inner
+        .strip_prefix(outer.as_str())
+        .is_some_and(|rest| rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+
+    #[test]
+    fn one_inquiry_serves_all_who_wait_and_none_is_asked_about_again_at_once() {
+        let mut inquiries = Inquiries::default();
+        let pod: Subject = Some(Rc::from(&b"/pod"[..]));
+        let stalls = |ns| {
+            BTreeMap::from([(
+                7,
+                Stalls {
+                    memcg_reclaim_ns: ns,
+                    ..Stalls::default()
+                },
+            )])
+        };
+        assert!(inquiries.wanted(None, 0, || stalls(5)));
+        assert!(!inquiries.wanted(pod.clone(), 1, BTreeMap::new));
+        let (subjects, meanwhile) = inquiries.take(10, &stalls(8));
+        assert_eq!(subjects, BTreeSet::from([None, pod.clone()]));
+        assert_eq!(meanwhile.get(&7).map(|s| s.memcg_reclaim_ns), Some(3));
+        assert!(!inquiries.wanted(pod, 11, BTreeMap::new));
+        assert!(inquiries.wanted(None, 10 + PAUSE_NS, BTreeMap::new));
+    }
+}

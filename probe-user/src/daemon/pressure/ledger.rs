@@ -1,0 +1,123 @@
+//! Counters that only rise, and how much of them was told already.
+
+use std::collections::BTreeMap;
+
+use crate::event::{LimitEvent, StallKind};
+
+/// Between two events of one counter, ns.
+pub(super) const PAUSE_NS: u64 = 10_000_000_000;
+
+/// Stalls that are told: shorter ones together are no news on a busy node.
+const LEAST_STALL_NS: u64 = 100_000_000;
+
+/// A counter of a memory cgroup, by kernfs id; 0 is the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Counter {
+    Hits(LimitEvent),
+    Stalls(StallKind),
+}
+
+/// A value of a counter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Value {
+    pub(super) count: u64,
+    pub(super) total_ns: u64,
+}
+
+/// What was told last.
+#[derive(Debug, Default)]
+pub(super) struct Ledger(BTreeMap<(u64, Counter), (Value, u64)>);
+
+impl Ledger {
+    /// What is new of a counter, if it is to be told: at once the first time, then no more often
+    /// than every [`PAUSE_NS`]; `last` does not wait, as nothing comes after it.
+    pub(super) fn due(
+        &mut self,
+        id: u64,
+        counter: Counter,
+        value: Value,
+        now_ns: u64,
+        last: bool,
+    ) -> Option<Value> {
+        let told = self.0.get(&(id, counter));
+        let (known, at_ns) = told.copied().unwrap_or_default();
+        let new = Value {
+            count: value.count.saturating_sub(known.count),
+            total_ns: value.total_ns.saturating_sub(known.total_ns),
+        };
+        let is_news = match counter {
+            Counter::Hits(_) => new.count > 0,
+            Counter::Stalls(_) => new.total_ns >= LEAST_STALL_NS,
+        };
+        let is_time = last || told.is_none() || now_ns >= at_ns.saturating_add(PAUSE_NS);
+        if !is_news || !is_time {
+            return None;
+        }
+        self.0.insert((id, counter), (value, now_ns));
+        Some(new)
+    }
+
+    /// The cgroup was removed.
+    pub(super) fn forget(&mut self, id: u64) {
+        let counters = (id, Counter::Hits(LimitEvent::Max))..=(id, Counter::Stalls(LAST_KIND));
+        let gone: Vec<_> = self.0.range(counters).map(|(key, _)| *key).collect();
+        for key in gone {
+            self.0.remove(&key);
+        }
+    }
+}
+
+/// Orders last.
+const LAST_KIND: StallKind = StallKind::Compaction;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: Counter = Counter::Hits(LimitEvent::Max);
+    const HIGH: Counter = Counter::Hits(LimitEvent::High);
+    const RECLAIM: Counter = Counter::Stalls(StallKind::MemcgReclaim);
+    const LAST: Counter = Counter::Stalls(LAST_KIND);
+
+    fn hits(count: u64) -> Value {
+        Value { count, total_ns: 0 }
+    }
+
+    #[test]
+    fn the_first_hit_is_told_at_once_and_nothing_is_left_untold() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.due(1, MAX, hits(3), 5, false), Some(hits(3)));
+        assert_eq!(ledger.due(1, MAX, hits(9), 6, false), None);
+        assert_eq!(ledger.due(1, HIGH, hits(1), 6, false), Some(hits(1)));
+        assert_eq!(ledger.due(2, MAX, hits(2), 6, false), Some(hits(2)));
+        let later = 5 + PAUSE_NS;
+        assert_eq!(ledger.due(1, MAX, hits(9), later, false), Some(hits(6)));
+        assert_eq!(ledger.due(1, MAX, hits(9), 3 * PAUSE_NS, true), None);
+        assert_eq!(ledger.due(1, MAX, hits(10), later + 1, true), Some(hits(1)));
+    }
+
+    #[test]
+    fn short_stalls_add_up_to_news() {
+        let mut ledger = Ledger::default();
+        let stalls = |count, total_ns| Value { count, total_ns };
+        let (little, enough) = (stalls(9, LEAST_STALL_NS - 1), stalls(10, LEAST_STALL_NS));
+        assert_eq!(ledger.due(1, RECLAIM, little, 5, false), None);
+        assert_eq!(ledger.due(1, RECLAIM, enough, 5, false), Some(enough));
+    }
+
+    #[test]
+    fn a_removed_cgroup_is_forgotten_whole() {
+        let mut ledger = Ledger::default();
+        let much = Value {
+            count: 1,
+            total_ns: LEAST_STALL_NS,
+        };
+        for counter in [MAX, HIGH, RECLAIM, LAST] {
+            ledger.due(1, counter, much, 5, false);
+            ledger.due(2, counter, much, 5, false);
+        }
+        ledger.forget(1);
+        assert_eq!(ledger.0.len(), 4);
+        assert!(ledger.0.keys().all(|(id, _)| *id == 2));
+    }
+}
