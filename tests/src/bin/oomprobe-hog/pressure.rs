@@ -17,7 +17,7 @@ use super::{MIB, PAGE};
 /// What one read(2) of a [`Reader`] asks for, unless it reads single pages.
 const PIECE: usize = 64 << 10;
 
-/// Reads of `read --random` between two looks at the clock.
+/// Reads between two looks at the clock.
 const BATCH: usize = 16;
 
 /// Reads a file or a device again and again. `ready` is said after the first pass.
@@ -27,9 +27,12 @@ pub(super) struct Reader {
     path: PathBuf,
     /// How much of it
     mib: usize,
-    /// Single pages in random order instead of all in a row
+    /// After the first pass, single pages in random order
     #[arg(long)]
     random: bool,
+    /// Have the kernel forget it after each pass, as if each were of another file
+    #[arg(long)]
+    forget: bool,
     /// After each read, compute for so many times as long as the read took
     #[arg(long, default_value_t = 0)]
     busy: u32,
@@ -54,11 +57,6 @@ impl Reader {
         if self.shmem > 0 {
             shmem(self.shmem)?;
         }
-        if self.random {
-            // Length 0 is all of it.
-            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM)
-                .context("posix_fadvise")?;
-        }
         for part in 1..self.readers {
             spawn(|| self.read(&file, part))?;
         }
@@ -67,19 +65,26 @@ impl Reader {
     }
 
     fn read(&self, file: &File, part: usize) -> Result<()> {
-        let begin = part * self.mib * MIB;
-        let mut random = Random::new();
-        let piece = if self.random { PAGE } else { PIECE };
-        let mut buffer = vec![0; piece];
-        let reads = self.mib * MIB / piece;
-        ensure!(reads > 0, "nothing to read");
+        let bytes = self.mib * MIB;
+        let begin = part * bytes;
+        let advise = |advice| {
+            let range = |at: usize| libc::off_t::try_from(at).context("size of the file");
+            posix_fadvise(file, range(begin)?, range(bytes)?, advice).context("posix_fadvise")
+        };
+        let mut random = None;
+        let mut buffer = vec![0; PIECE];
         let mut pass = 0;
-        loop {
+        while self.passes != Some(pass) {
+            let reads = bytes / buffer.len();
+            ensure!(reads > 0, "nothing to read");
             for batch in 0..reads.div_ceil(BATCH) {
                 let start = Instant::now();
                 for index in batch * BATCH..reads.min((batch + 1) * BATCH) {
-                    let index = if self.random { random.below(reads) } else { index };
-                    file.read_exact_at(&mut buffer, (begin + index * piece) as u64)
+                    let index = random
+                        .as_mut()
+                        .map_or(index, |random: &mut Random| random.below(reads));
+                    let at = begin + index * buffer.len();
+                    file.read_exact_at(&mut buffer, at as u64)
                         .with_context(|| format!("read {}", self.path.display()))?;
                 }
                 compute(start.elapsed() * self.busy);
@@ -88,10 +93,16 @@ impl Reader {
             if pass == 1 && part == 0 {
                 println!("ready");
             }
-            if self.passes == Some(pass) {
-                return Ok(());
+            if self.forget {
+                advise(PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+            }
+            if pass == 1 && self.random {
+                advise(PosixFadviseAdvice::POSIX_FADV_RANDOM)?;
+                random = Some(Random::new());
+                buffer.truncate(PAGE);
             }
         }
+        Ok(())
     }
 }
 

@@ -76,7 +76,12 @@ pub(super) fn spawn(body: impl FnOnce() -> Result<()>) -> Result<Pid> {
     }
 }
 
-pub(super) fn storm(cgroups: &[PathBuf], kills: u32, mib: usize, parallel: usize) -> Result<ExitCode> {
+pub(super) fn storm(
+    cgroups: &[PathBuf],
+    kills: u32,
+    mib: usize,
+    parallel: usize,
+) -> Result<ExitCode> {
     let mut living = Vec::new();
     let mut killed = 0;
     while killed < kills {
