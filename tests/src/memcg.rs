@@ -11,9 +11,9 @@ use crate::cgroup::{Cgroup, Version};
 /// Counters since the cgroup was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Hits of the hard limit: `max` of `memory.events.local`. On v1 `memory.failcnt`, which counts
-    /// each failed attempt to charge: a hit has one or two, and an attempt to charge ahead may fail
-    /// without a hit.
+    /// Hits of the hard limit: `max` of `memory.events.local`. On v1 failed attempts to charge
+    /// memory, or memory and swap, whose limit is hit first if both are the same: a hit has one or
+    /// two, and an attempt to charge ahead may fail without a hit.
     pub max_hits: u64,
     /// Hits of `memory.high`; 0 on v1.
     pub high_hits: u64,
@@ -30,9 +30,15 @@ impl Counters {
         let of = |key| number(&stat, key).unwrap_or(0);
         let refaults = of("workingset_refault_anon") + of("workingset_refault_file");
         if cgroup.version() == Version::V1 {
-            let failed = read(cgroup, "memory.failcnt")?;
+            let mut failed = 0;
+            for name in ["memory.failcnt", "memory.memsw.failcnt"] {
+                if cgroup.directory().join(name).exists() {
+                    let count: u64 = read(cgroup, name)?.trim().parse().context(name)?;
+                    failed += count;
+                }
+            }
             return Ok(Self {
-                max_hits: failed.trim().parse().context("memory.failcnt")?,
+                max_hits: failed,
                 refaults,
                 ..Self::default()
             });

@@ -29,37 +29,43 @@ pub(super) const ALL: &[Scenario] = &[
         "file data streams through a limit, and its readers wait",
         page_cache_pressure,
     )
-    .needs(V2),
+    .needs(V2)
+    .seconds(20),
     Scenario::new(
         "tmpfs_growth",
         "shared memory fills a limit that files are read through",
         tmpfs_growth,
     )
-    .needs(V2),
+    .needs(V2)
+    .seconds(20),
     Scenario::new(
         "limit_too_tight",
         "the heap leaves no room for files under the limit",
         limit_too_tight,
     )
-    .needs(V2),
+    .needs(V2)
+    .seconds(20),
     Scenario::new(
         "thrash_without_kill",
         "files in use do not fit under the limit; the disk is slow; the name is hostile",
         thrash_without_kill,
     )
-    .needs(V2),
+    .needs(V2)
+    .seconds(20),
     Scenario::new(
         "swap_thrash",
         "a heap larger than its limit, in constant use",
         swap_thrash,
     )
-    .needs(V2),
+    .needs(V2)
+    .seconds(20),
     Scenario::new(
         "high_throttling",
         "growth over memory.high looks like a hang",
         high_throttling,
     )
-    .needs(V2),
+    .needs(V2)
+    .seconds(20),
     Scenario::new(
         "noisy_neighbour",
         "one pod takes the node's memory, another waits for it",

@@ -21,8 +21,7 @@ pub(super) const ALL: &[Scenario] = &[
         "a container reads through a limit with no room: every hit is counted",
         limit_hits,
     )
-    .needs(&[Need::Tracer])
-    .seconds(90),
+    .needs(&[Need::Tracer]),
     Scenario::new(
         "stall_time",
         "time in reclaim is the time the kernel says tasks waited",
@@ -47,8 +46,7 @@ pub(super) const ALL: &[Scenario] = &[
         "one container leaks, another's collector runs: the first is named",
         leak_suspect,
     )
-    .needs(&[Need::Tracer])
-    .seconds(90),
+    .needs(&[Need::Tracer]),
 ];
 
 /// The path of a cgroup as events write it.
@@ -106,17 +104,19 @@ fn limit_hits(context: &mut Context) -> Result<()> {
     cgroup.limit(MIB)?;
     let hog = Spec::inside(&cgroup).start(&reader(source.path(), 64, &[]), context.deadline)?;
     let path = path_of(&cgroup);
+    let mut hits = 0;
     until(context.deadline, "enough hits", || {
         let told = || {
             let events = events_about(&tracer.events(), "memcg_limit", &path);
             events.last().and_then(|event| event["count"].as_u64())
         };
-        let hits = match context.version {
+        hits = match context.version {
             Version::V1 => told().unwrap_or(0),
             Version::V2 => Counters::read(&cgroup)?.max_hits,
         };
         Ok((hits >= wanted).then_some(()))
-    })?;
+    })
+    .with_context(|| format!("{hits} hits"))?;
     drop(hog);
     let counted = Counters::read(&cgroup)?.max_hits;
     cgroup.remove()?;
