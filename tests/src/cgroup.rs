@@ -143,6 +143,11 @@ impl Cgroup {
         Self::create(&self.hierarchy, self.directory.join(name.as_ref()))
     }
 
+    /// Interface of the memory controller.
+    pub fn version(&self) -> Version {
+        self.hierarchy.version
+    }
+
     /// Its directory.
     pub fn directory(&self) -> &Path {
         &self.directory

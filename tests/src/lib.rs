@@ -1,10 +1,12 @@
-//! Scenarios that make a real kernel kill, and the oracles that check what oomprobe said of it.
+//! Scenarios that make a real kernel kill or wait for memory, and the oracles that check what oomprobe said of it.
 
+pub mod block;
 pub mod cgroup;
 pub mod containerd;
 pub mod deadline;
 pub mod expect;
 pub mod hog;
+pub mod memcg;
 pub mod mount;
 pub mod oracle;
 pub mod scenario;

@@ -170,6 +170,8 @@ pub struct Context {
     pub oracle: Oracle,
     /// End of its time.
     pub deadline: Instant,
+    /// This machine is a guest made for the tests, and slow.
+    pub is_guest: bool,
     oomprobe: Option<PathBuf>,
     tracer: Option<Arc<Tracer>>,
 }
@@ -379,6 +381,7 @@ impl Runner {
             version: self.hierarchy.version,
             oracle: Oracle::begin()?,
             deadline: Instant::now() + timeout,
+            is_guest: self.options.guest,
             oomprobe: self.options.oomprobe.clone(),
             tracer: shared,
         };

@@ -1,9 +1,11 @@
 //! All scenarios, by what they are about.
 
 mod daemon;
+mod findings;
 mod limits;
 mod memory;
 mod node;
+mod pressure;
 mod victims;
 
 use crate::scenario::Scenario;
@@ -23,6 +25,8 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
         memory::ALL,
         daemon::ALL,
         node::ALL,
+        pressure::ALL,
+        findings::ALL,
     ]
     .into_iter()
     .flatten()

@@ -1,0 +1,398 @@
+//! Limits that are hit, and how a kill came about.
+
+use std::ffi::OsString;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::MIB;
+use crate::block::{Source, Zram};
+use crate::cgroup::{Cgroup, Pod, Version};
+use crate::deadline::until;
+use crate::expect::{Expected, at, equal, names_victim, text};
+use crate::hog::Spec;
+use crate::memcg::{self, Counters};
+use crate::scenario::{Context, Need, Scenario};
+
+pub(super) const ALL: &[Scenario] = &[
+    Scenario::new(
+        "limit_hits",
+        "a container reads through a limit with no room: every hit is counted",
+        limit_hits,
+    )
+    .needs(&[Need::Tracer])
+    .seconds(90),
+    Scenario::new(
+        "stall_time",
+        "time in reclaim is the time the kernel says tasks waited",
+        stall_time,
+    )
+    .needs(&[Need::Tracer, Need::Guest, Need::CgroupV2])
+    .seconds(40),
+    Scenario::new("leak", "memory grows steadily up to the limit", leak),
+    Scenario::new("spike", "all memory is taken at once", spike),
+    Scenario::new(
+        "hits_before_kill",
+        "a container is at its limit for a while before it is killed",
+        hits_before_kill,
+    ),
+    Scenario::new(
+        "short_lived_hits",
+        "made, killed and removed within a second: the hits are known",
+        short_lived_hits,
+    ),
+    Scenario::new(
+        "leak_suspect",
+        "one container leaks, another's collector runs: the first is named",
+        leak_suspect,
+    )
+    .needs(&[Need::Tracer])
+    .seconds(90),
+];
+
+/// The path of a cgroup as events write it.
+pub(super) fn path_of(cgroup: &Cgroup) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    text(cgroup.kernel_path().as_bytes())
+}
+
+/// Arguments of a workload that reads `source`.
+pub(super) fn reader(source: &std::path::Path, mib: u32, more: &[&str]) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = vec!["read".into(), source.into(), mib.to_string().into()];
+    arguments.extend(more.iter().map(OsString::from));
+    arguments
+}
+
+/// Events of this kind about this cgroup, in order.
+fn events_about(events: &[Value], kind: &str, path: &str) -> Vec<Value> {
+    let about = |event: &&Value| event["kind"] == kind && *at(event, "cgroup.path") == *path;
+    events.iter().filter(about).cloned().collect()
+}
+
+fn number(event: &Value, path: &str) -> Result<u64> {
+    let value = at(event, path).as_u64();
+    value.with_context(|| format!("{path} is no number: {event}"))
+}
+
+fn float(event: &Value, path: &str) -> Result<f64> {
+    let value = at(event, path).as_f64();
+    value.with_context(|| format!("{path} is no number: {event}"))
+}
+
+/// Fails unless `found` is within so many percent of `expected`.
+fn near(what: &str, found: f64, expected: f64, percent: f64) -> Result<()> {
+    ensure!(
+        (found - expected).abs() <= expected * percent / 100.0,
+        "{what} is {found}, expected {expected} within {percent} %"
+    );
+    Ok(())
+}
+
+fn nothing_lost(events: &[Value]) -> Result<()> {
+    let lost = events
+        .iter()
+        .find(|event| event["kind"] == "loss" || event["kind"] == "gap");
+    ensure!(lost.is_none(), "{lost:?}");
+    Ok(())
+}
+
+/// v1 does not tell hits, only failed charges: the events' own count is what is waited for there.
+fn limit_hits(context: &mut Context) -> Result<()> {
+    let wanted: u64 = if context.is_guest { 1_000 } else { 1_000_000 };
+    let tracer = context.start_tracer(&[])?;
+    let source = Source::new(64)?;
+    let cgroup = context.scratch.child("full")?;
+    cgroup.limit(MIB)?;
+    let hog = Spec::inside(&cgroup).start(&reader(source.path(), 64, &[]), context.deadline)?;
+    let path = path_of(&cgroup);
+    until(context.deadline, "enough hits", || {
+        let told = || {
+            let events = events_about(&tracer.events(), "memcg_limit", &path);
+            events.last().and_then(|event| event["count"].as_u64())
+        };
+        let hits = match context.version {
+            Version::V1 => told().unwrap_or(0),
+            Version::V2 => Counters::read(&cgroup)?.max_hits,
+        };
+        Ok((hits >= wanted).then_some(()))
+    })?;
+    drop(hog);
+    let counted = Counters::read(&cgroup)?.max_hits;
+    cgroup.remove()?;
+    tracer.stop()?;
+
+    let all = tracer.events();
+    let events = events_about(&all, "memcg_limit", &path);
+    let last = events.last().context("no memcg_limit event")?;
+    equal(last, "event", "max")?;
+    equal(last, "limit_bytes", MIB)?;
+    let (count, kernel) = (number(last, "count")?, number(last, "kernel_count")?);
+    // It was made after the tracer began.
+    ensure!(
+        count == kernel,
+        "{count} hits counted, {kernel} by the kernel"
+    );
+    let sum: u64 = events
+        .iter()
+        .filter_map(|event| event["new"].as_u64())
+        .sum();
+    ensure!(sum == count, "{count} hits, but {sum} told one by one");
+    match context.version {
+        Version::V1 => ensure!(
+            (wanted..=counted).contains(&count),
+            "{count} hits with {counted} failed charges"
+        ),
+        Version::V2 => ensure!(
+            count == counted,
+            "{count} hits, memory.events says {counted}"
+        ),
+    }
+    nothing_lost(&all)
+}
+
+/// What is comparable: anonymous memory that is swapped out and given up, never to be needed again,
+/// by one task. Then all that the kernel takes for waiting (PSI memory) is reclaim at the limit,
+/// and `some` is the sum of it. With refaults it would be more, with a second task less.
+fn stall_time(context: &mut Context) -> Result<()> {
+    const WAITED_US: u64 = 4_000_000;
+    let tracer = context.start_tracer(&[])?;
+    let _swap = Zram::swap(256)?;
+    let cgroup = context.scratch.child("swapping")?;
+    cgroup.limit(24 * MIB)?;
+    memcg::allow_swap(&cgroup)?;
+    let hog = Spec::inside(&cgroup).start(
+        &["sawtooth", "96", "--mib-per-s", "100000"],
+        context.deadline,
+    )?;
+    let waited = || {
+        let waited = Counters::read(&cgroup)?.waited_us;
+        waited.context("no memory.pressure")
+    };
+    until(context.deadline, "waiting", || {
+        Ok((waited()? >= WAITED_US).then_some(()))
+    })?;
+    drop(hog);
+    let waited_us = waited()?;
+    let path = path_of(&cgroup);
+    cgroup.remove()?;
+    tracer.stop()?;
+
+    let all = tracer.events();
+    let mut events = events_about(&all, "reclaim_stall", &path);
+    events.retain(|event| event["stall"] == "memcg_reclaim");
+    let last = events.last().context("no reclaim_stall event")?;
+    let total_ns = number(last, "total_ns")?;
+    near(
+        "time in reclaim, ms",
+        Duration::from_nanos(total_ns).as_secs_f64() * 1e3,
+        Duration::from_micros(waited_us).as_secs_f64() * 1e3,
+        5.0,
+    )?;
+    let stalls = last["histogram_us_log2"].as_array().context("histogram")?;
+    let sum: u64 = stalls.iter().filter_map(Value::as_u64).sum();
+    equal(last, "count", sum)?;
+    let sum: u64 = events
+        .iter()
+        .filter_map(|event| event["new_ns"].as_u64())
+        .sum();
+    equal(last, "total_ns", sum)?;
+    nothing_lost(&all)
+}
+
+/// The `oom_kill` event on `pid`.
+fn kill_event(context: &Context, pid: i32) -> Result<Option<Value>> {
+    let Some(tracer) = context.tracer() else {
+        return Ok(None);
+    };
+    let wanted = |event: &Value| names_victim(event, pid);
+    tracer
+        .wait_for("oom_kill event", context.deadline, wanted)
+        .map(Some)
+}
+
+fn leak(context: &mut Context) -> Result<()> {
+    const LIMIT: u64 = 64 * MIB;
+    const MIB_PER_S: u32 = 4;
+    let pod = Pod::create(&context.scratch, 0x30)?;
+    let container = pod.container(0x30)?;
+    container.cgroup.limit(LIMIT)?;
+    let rate = MIB_PER_S.to_string();
+    let mut hog = Spec::inside(&container.cgroup)
+        .as_container_init()
+        .start(&["anon", "96", "--mib-per-s", &rate], context.deadline)?;
+    hog.wait_killed(context.deadline)?;
+    context.check(
+        &Expected::kill(hog.pid(), "container")
+            .limit(&container.cgroup, LIMIT)
+            .inside_container(&container, true)
+            .because(&["anon_bytes"], &["leak"]),
+    )?;
+    let Some(event) = kill_event(context, hog.pid())? else {
+        return Ok(());
+    };
+    let samples = at(&event, "before.samples").as_array();
+    let samples = samples.with_context(|| format!("no before.samples: {event}"))?;
+    let grew = samples.windows(2).all(|pair| {
+        let anon = |sample: &Value| sample["anon_bytes"].as_u64().unwrap_or(u64::MAX);
+        anon(&pair[0]) <= anon(&pair[1]) || anon(&pair[0]) == u64::MAX
+    });
+    ensure!(samples.len() >= 8 && grew, "samples of a leak: {samples:?}");
+    near(
+        "before.growth_bytes_per_s",
+        float(&event, "before.growth_bytes_per_s")?,
+        f64::from(MIB_PER_S) * 1048576.0,
+        20.0,
+    )
+}
+
+fn spike(context: &mut Context) -> Result<()> {
+    let pod = Pod::create(&context.scratch, 0x31)?;
+    let container = pod.container(0x31)?;
+    container.cgroup.limit(32 * MIB)?;
+    let mut hog = Spec::inside(&container.cgroup)
+        .as_container_init()
+        .held()
+        .start(&["anon", "64"], context.deadline)?;
+    // An idle container, not one that is killed while it starts.
+    std::thread::sleep(Duration::from_secs(3));
+    hog.go()?;
+    hog.wait_killed(context.deadline)?;
+    context.check(
+        &Expected::kill(hog.pid(), "container")
+            .limit(&container.cgroup, 32 * MIB)
+            .inside_container(&container, true)
+            .because(&["anon_bytes"], &["spike"]),
+    )
+}
+
+fn hits_before_kill(context: &mut Context) -> Result<()> {
+    let source = Source::new(64)?;
+    let pod = Pod::create(&context.scratch, 0x32)?;
+    let container = pod.container(0x32)?;
+    container.cgroup.limit(24 * MIB)?;
+    let mut reading = Spec::inside(&container.cgroup).start(
+        &reader(source.path(), 64, &["--busy", "4"]),
+        context.deadline,
+    )?;
+    let started = Instant::now();
+    until(context.deadline, "first hit", || {
+        Ok((Counters::read(&container.cgroup)?.hits() > 0).then_some(()))
+    })?;
+    let hit = Instant::now();
+    std::thread::sleep(Duration::from_secs(4));
+    reading.expect_alive()?;
+    let mut hog = Spec::inside(&container.cgroup)
+        .as_container_init()
+        .oom_score_adj(500)
+        .start(&["anon", "48"], context.deadline)?;
+    let before_kill = hit.elapsed();
+    hog.wait_killed(context.deadline)?;
+    // Counting ends with the reader; it hits the limit no more once the hog is gone.
+    drop(reading);
+    let (at_most, counted) = (
+        started.elapsed(),
+        Counters::read(&container.cgroup)?.max_hits,
+    );
+    context.check(
+        &Expected::kill(hog.pid(), "container")
+            .limit(&container.cgroup, 24 * MIB)
+            .inside_container(&container, true)
+            .because(&["anon_bytes"], &["spike", "working_set_over_limit"]),
+    )?;
+    let Some(event) = kill_event(context, hog.pid())? else {
+        return Ok(());
+    };
+    let first_ms = float(&event, "before.first_limit_hit_ms")?;
+    let possible = before_kill.as_secs_f64() * 1e3..=at_most.as_secs_f64() * 1e3;
+    ensure!(
+        possible.contains(&first_ms),
+        "first hit {first_ms} ms before the kill, possible is {possible:?}"
+    );
+    hits_are(&event, counted)
+}
+
+/// `before.max_hits` of a cgroup that was made not long before is all the kernel counts. It may have
+/// gone on counting for a moment after the kill.
+fn hits_are(event: &Value, counted: u64) -> Result<()> {
+    let hits = number(event, "before.max_hits")?;
+    ensure!(
+        (1..=counted).contains(&hits) && (counted - hits) * 10 <= counted,
+        "before.max_hits is {hits}, the kernel counts {counted}"
+    );
+    Ok(())
+}
+
+fn short_lived_hits(context: &mut Context) -> Result<()> {
+    let pod = Pod::create(&context.scratch, 0x33)?;
+    let container = pod.container(0x33)?;
+    container.cgroup.limit(16 * MIB)?;
+    let mut hog = Spec::inside(&container.cgroup)
+        .as_container_init()
+        .start(&["anon", "32"], context.deadline)?;
+    hog.wait_killed(context.deadline)?;
+    let counted = Counters::read(&container.cgroup)?.max_hits;
+    pod.kubepods.remove()?;
+    context.check(
+        &Expected::kill(hog.pid(), "container")
+            .limit(&container.cgroup, 16 * MIB)
+            .inside_container(&container, true),
+    )?;
+    let Some(event) = kill_event(context, hog.pid())? else {
+        return Ok(());
+    };
+    let hits = number(&event, "before.max_hits")?;
+    ensure!(
+        (1..=counted).contains(&hits),
+        "before.max_hits is {hits}, the kernel counts {counted}"
+    );
+    Ok(())
+}
+
+/// Both containers read files through their full limits, as many do: it makes the tracer look
+/// often, and page cache is no leak.
+fn leak_suspect(context: &mut Context) -> Result<()> {
+    const MIB_PER_S: u32 = 2;
+    let tracer = context.start_tracer(&["--leak-window", "8s"])?;
+    let source = Source::new(256)?;
+    let pod = Pod::create(&context.scratch, 0x34)?;
+    let (leaking, collected) = (pod.container(0x34)?, pod.container(0x35)?);
+    let rate = MIB_PER_S.to_string();
+    let mut hogs = Vec::new();
+    for (container, workload) in [
+        (&leaking, ["anon", "512", "--mib-per-s", &rate]),
+        (&collected, ["sawtooth", "24", "--mib-per-s", "12"]),
+    ] {
+        container.cgroup.limit(128 * MIB)?;
+        let reading = reader(source.path(), 256, &["--busy", "4"]);
+        hogs.push(Spec::inside(&container.cgroup).start(&reading, context.deadline)?);
+        until(context.deadline, "first hit", || {
+            Ok((Counters::read(&container.cgroup)?.hits() > 0).then_some(()))
+        })?;
+        hogs.push(Spec::inside(&container.cgroup).start(&workload, context.deadline)?);
+    }
+    let path = path_of(&leaking.cgroup);
+    let suspected = tracer.wait_for("leak_suspect", context.deadline, |event| {
+        event["kind"] == "leak_suspect" && *at(event, "cgroup.path") == *path
+    })?;
+    // As long again for the other, which must not be suspected.
+    std::thread::sleep(Duration::from_secs(4));
+    drop(hogs);
+    tracer.stop()?;
+    equal(&suspected, "what", "anon")?;
+    equal(&suspected, "limit_bytes", 128 * MIB)?;
+    equal(&suspected, "container.id", leaking.id.as_str())?;
+    near(
+        "growth_bytes_per_s",
+        float(&suspected, "growth_bytes_per_s")?,
+        f64::from(MIB_PER_S) * 1048576.0,
+        20.0,
+    )?;
+    let wrong = events_about(
+        &tracer.events(),
+        "leak_suspect",
+        &path_of(&collected.cgroup),
+    );
+    ensure!(wrong.is_empty(), "{wrong:?}");
+    Ok(())
+}
