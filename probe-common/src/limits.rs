@@ -37,7 +37,7 @@ pub const SCRATCH_LEN: usize = 8192;
 pub const MAX_VICTIMS: u32 = 4096;
 
 /// Bytes of the ring that carries kills; nothing that can flood is written to it.
-pub const CRITICAL_RING_BYTES: u32 = 1 << 20;
+pub const CRITICAL_RING_BYTES: u32 = 1 << 19;
 
 /// Bytes of the ring that carries rates and cgroup life cycle.
 pub const BULK_RING_BYTES: u32 = 1 << 18;

@@ -77,7 +77,16 @@ impl Daemon {
         self.collector.close(&incident, &mut evidence);
         if let Some(lookout) = &mut self.lookout {
             evidence.before = match &evidence.limit {
-                Some(owner) => lookout.sampling.before(owner.path(), incident.boot_ns),
+                Some(owner) => {
+                    let peak = owner.level().map(|level| {
+                        level
+                            .watermark_pages
+                            .saturating_mul(self.context.page_bytes)
+                    });
+                    lookout
+                        .sampling
+                        .before(owner.path(), incident.boot_ns, peak)
+                }
                 None => Some(lookout.sampling.before_node(incident.boot_ns)),
             };
         }

@@ -29,6 +29,7 @@ const VERIFIER_LINES: usize = 6;
 /// could not be attached.
 const KPROBE_PMU: &str = "/sys/bus/event_source/devices/kprobe/type";
 
+const NO_FUNCTION: &str = "this kernel has no function";
 const NO_KPROBES: &str = "this kernel has no kprobes (CONFIG_KPROBE_EVENTS)";
 
 /// First guess at the bytes of one pass over the candidates, some 500 processes: `read_to_end()`
@@ -310,7 +311,9 @@ fn try_rung(ebpf: &mut Ebpf, btf: &Btf, layout: &KernelLayout, rung: &Rung) -> R
     for (index, (name, hook)) in rung.programs.iter().enumerate() {
         let result = match ebpf.program_mut(name) {
             _ if is_kprobe(*hook) && !Path::new(KPROBE_PMU).exists() => Err(NO_KPROBES.to_owned()),
-            Some(program) => attach(program, *hook, btf).map_err(|error| reason(&error)),
+            Some(program) => attach(program, *hook, btf).map_err(|error| {
+                missing(*hook, btf).unwrap_or_else(|| reason(&error))
+            }),
             None => Err(format!("the BPF object has no program {name}")),
         };
         if let Err(why) = result {
@@ -319,6 +322,21 @@ fn try_rung(ebpf: &mut Ebpf, btf: &Btf, layout: &KernelLayout, rung: &Rung) -> R
         }
     }
     Ok(())
+}
+
+/// Why a hook on a function that this kernel does not have was refused.
+fn missing(hook: Hook, btf: &Btf) -> Option<String> {
+    let function = match hook {
+        Hook::FEntry(function)
+        | Hook::FExit(function)
+        | Hook::KProbe(function)
+        | Hook::KRetProbe(function) => function,
+        Hook::TpBtf(_) | Hook::RawTp(_) | Hook::Iter(_) => return None,
+    };
+    let found = btf.id_by_type_name_kind(function, BtfKind::Func);
+    found
+        .is_err()
+        .then(|| format!("{NO_FUNCTION} {function}"))
 }
 
 /// Whether attaching takes the kernel's kprobe PMU.

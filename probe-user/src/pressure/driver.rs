@@ -7,7 +7,6 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    io,
     ops::Bound,
     path::Path,
     rc::Rc,
@@ -27,7 +26,7 @@ use super::{
 use crate::{
     event::Before,
     identity::hierarchy::Hierarchies,
-    node::{Error, clock, memcg::MemcgSettings},
+    node::{Error, clock},
 };
 
 /// Most cgroups that get a full look each second.
@@ -244,8 +243,13 @@ impl Pressure {
     }
 
     /// What led up to a kill in the cgroup at `path`, or for want of memory on its limit; `None`
-    /// if nothing is known of it.
-    pub fn before(&mut self, path: &[u8], kill_boot_ns: u64) -> Option<Before> {
+    /// if nothing is known of it. `peak_bytes` is the most it ever was charged.
+    pub fn before(
+        &mut self,
+        path: &[u8],
+        kill_boot_ns: u64,
+        peak_bytes: Option<u64>,
+    ) -> Option<Before> {
         if !self.cgroups.contains_key(path) && !self.gone.iter().any(|(gone, _)| **gone == *path) {
             self.watch(path, None);
         }
@@ -256,7 +260,7 @@ impl Pressure {
             let counted = after.ok().and_then(|sample| sample.detail);
             let known = cgroup.known();
             let known = Known {
-                peak_bytes: peak_bytes(&self.roots, path, &mut self.buf),
+                peak_bytes,
                 max_events: counted.map_or(known.max_events, |detail| detail.max_events),
                 high_events: counted.map_or(known.high_events, |detail| detail.high_events),
                 ..known
@@ -572,13 +576,6 @@ impl Pressure {
         }
         self.gone.push_back((path, cgroup));
     }
-}
-
-fn peak_bytes(roots: &Roots, path: &[u8], buf: &mut Vec<u8>) -> Option<u64> {
-    let dir = roots.memory.directory(path)?;
-    let settings: io::Result<_> =
-        MemcgSettings::read(&dir, roots.version, buf).map_err(io::Error::other);
-    settings.ok()?.peak_bytes
 }
 
 #[cfg(test)]

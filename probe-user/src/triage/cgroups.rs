@@ -17,6 +17,9 @@ use crate::pressure::sample::{CgroupSample, Detail, Settings};
 /// Levels below the root that are looked at: nested containers need about 15.
 const DEPTH: usize = 32;
 
+/// Cgroups that are looked at in between.
+const MOST_AGAIN: usize = 128;
+
 /// Cgroups that are looked at.
 const MOST: usize = 16_384;
 
@@ -42,6 +45,8 @@ pub(crate) struct Unit {
     pub(super) kind: Kind,
     /// Its memory.
     pub(crate) sample: CgroupSample,
+    /// Further looks at it, later ones last.
+    pub(crate) between: Vec<CgroupSample>,
     /// Its limits and protections.
     pub(super) settings: Settings,
     /// Its CPU limit at work; `None` where there is no CPU controller.
@@ -115,10 +120,33 @@ impl Places {
         units
     }
 
+    /// Looks once more at those with a limit of their own that is not far: the biggest first, no
+    /// more than [`MOST_AGAIN`].
+    pub(crate) fn again(&self, units: &mut [Unit]) {
+        let mut near: Vec<&mut Unit> = units
+            .iter_mut()
+            .filter(|unit| {
+                let limit = unit.settings.own_max_bytes;
+                limit.is_some_and(|limit| unit.sample.usage_bytes >= limit / 20)
+            })
+            .collect();
+        near.sort_by_key(|unit| std::cmp::Reverse(unit.sample.usage_bytes));
+        let mut buf = Vec::new();
+        for unit in near.into_iter().take(MOST_AGAIN) {
+            // One that is gone or torn has a look less.
+            let dir = self.memory.child(self.below(&unit.path));
+            let look = dir.and_then(|dir| sample(&dir, self.version, &mut buf));
+            unit.between.extend(look.ok());
+        }
+    }
+
+    fn below<'a>(&self, path: &'a [u8]) -> &'a [u8] {
+        let below = path.strip_prefix(self.root.as_slice()).unwrap_or(path);
+        below.strip_prefix(b"/").unwrap_or(below)
+    }
+
     fn unit(&self, level: &Level, kind: Kind, buf: &mut Vec<u8>) -> Result<Unit, Error> {
-        let below = level.path.strip_prefix(self.root.as_slice());
-        let below = below.unwrap_or(&level.path);
-        let below = below.strip_prefix(b"/").unwrap_or(below);
+        let below = self.below(&level.path);
         let dir = self.memory.child(below)?;
         let cpu = match &self.cpu {
             Some(cpu) => cpu.child(below).ok(),
@@ -134,6 +162,7 @@ impl Places {
             path: level.path.clone(),
             kind,
             sample: sample(&dir, self.version, buf)?,
+            between: Vec::new(),
             settings: settings(&dir, level, self.version, buf)?,
             throttling,
         })

@@ -88,6 +88,13 @@ impl Node {
         })
     }
 
+    /// Looks in between at those of the cgroups that may soon be at their limit.
+    pub(crate) fn again(&self, look: &mut Look) {
+        if let Some(places) = &self.places {
+            places.again(&mut look.units);
+        }
+    }
+
     /// The value, or a note of why there is none.
     pub(super) fn told<T>(&mut self, result: Result<T, Error>) -> Option<T> {
         match result {

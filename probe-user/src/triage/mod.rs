@@ -37,6 +37,10 @@ pub struct Options {
     pub top: usize,
 }
 
+/// Parts of the time between the two looks: at the end of each, what may soon be at its limit is
+/// looked at once more, to tell steady growth from a step.
+pub(crate) const PARTS: u32 = 5;
+
 /// Slab caches listed.
 const SLAB_CACHES: usize = 8;
 
@@ -44,14 +48,22 @@ const SLAB_CACHES: usize = 8;
 pub async fn run(options: &Options) -> Result<Event, Error> {
     let proc = options.host_root.join("proc");
     let mut node = collect::Node::open(&options.host_root);
-    let first = node.look()?;
-    let end = Instant::now() + options.duration;
+    let mut first = node.look()?;
+    let start = Instant::now();
+    let end = start + options.duration;
     let resolver = Rc::new(Resolver::new(
         &options.host_root,
         options.cri_socket.as_deref(),
     ));
     // Names are asked for one by one below; what the runtime tells at once need not be.
-    let (_, ()) = tokio::join!(resolver.warm(end), sleep_until(end));
+    let between = async {
+        for part in 1..PARTS {
+            sleep_until(start + options.duration * part / PARTS).await;
+            node.again(&mut first);
+        }
+        sleep_until(end).await;
+    };
+    let (_, ()) = tokio::join!(resolver.warm(end), between);
     let second = node.look()?;
 
     let mut triage = report::compare(&first, &second, options.top);

@@ -24,12 +24,15 @@ pub(crate) async fn findings(
     node_name: Option<&str>,
 ) -> Vec<Finding> {
     let before: HashMap<u64, &Unit> = first.units.iter().map(|unit| (unit.id, unit)).collect();
-    let pairs: Vec<(Cgroup, Settings, [CgroupSample; 2])> = second
+    let pairs: Vec<(Cgroup, Settings, Vec<CgroupSample>)> = second
         .units
         .iter()
         .filter_map(|unit| {
-            let first = before.get(&unit.id)?.sample;
-            Some((unit.cgroup(), unit.settings, [first, unit.sample]))
+            let first = before.get(&unit.id)?;
+            let between = first.between.iter().copied();
+            let samples = std::iter::once(first.sample).chain(between);
+            let samples = samples.chain([unit.sample]).collect();
+            Some((unit.cgroup(), unit.settings, samples))
         })
         .collect();
     let path = |cgroup: &Cgroup| cgroup.path.clone().unwrap_or_default().into_bytes();

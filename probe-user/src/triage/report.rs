@@ -303,6 +303,7 @@ mod tests {
     fn unit(path: &str, kind: Kind, usage_bytes: u64) -> Unit {
         Unit {
             id: path.len() as u64,
+            between: Vec::new(),
             path: path.as_bytes().to_vec(),
             kind,
             sample: CgroupSample {

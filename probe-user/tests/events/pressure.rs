@@ -20,6 +20,8 @@ struct Group {
     k8s: Option<K8s>,
     settings: Settings,
     first: CgroupSample,
+    /// Looks between the two.
+    between: Vec<CgroupSample>,
     last: CgroupSample,
     stalls: Option<Stalls>,
 }
@@ -60,6 +62,7 @@ impl Group {
             k8s: None,
             settings: Settings::default(),
             first: at(1_000_000_000),
+            between: Vec::new(),
             last: at((1 + SECONDS) * 1_000_000_000),
             stalls: None,
         }
@@ -76,6 +79,25 @@ impl Group {
             detail.shmem_bytes = shmem;
             detail.kernel_bytes = Some(kernel);
         }
+    }
+
+    /// Anonymous memory at five looks, evenly apart.
+    fn climbs(&mut self, anon: [u64; 5]) {
+        let [first, between @ .., last] = anon;
+        let span = self.last.boot_ns - self.first.boot_ns;
+        let look = |anon: u64, part: u64| {
+            let mut look = self.first;
+            look.boot_ns += span * part / 4;
+            look.usage_bytes = anon;
+            look.detail.as_mut().unwrap().anon_bytes = anon;
+            look
+        };
+        let (start, end) = (look(first, 0), look(last, 4));
+        self.between = (1..)
+            .zip(between)
+            .map(|(part, anon)| look(anon, part))
+            .collect();
+        (self.first, self.last) = (start, end);
     }
 
     fn first(&mut self) -> &mut Detail {
@@ -188,7 +210,13 @@ fn found(scene: &Scene) -> Vec<Finding> {
         .collect();
     let samples: Vec<_> = groups
         .iter()
-        .map(|group| [group.first, group.last])
+        .map(|group| {
+            let between = group.between.iter().copied();
+            std::iter::once(group.first)
+                .chain(between)
+                .chain([group.last])
+        })
+        .map(Iterator::collect::<Vec<_>>)
         .collect();
     let cgroups: Vec<_> = groups
         .iter()
@@ -243,6 +271,49 @@ fn stuck(scene: &mut Scene) {
 fn limit_cases() -> Vec<Case> {
     vec![
         case("healthy and busy", |_| {}, &[], &[]),
+        case(
+            "steady growth, and the limit is near",
+            |s| {
+                s.app.holds(0, 0, 0, 0);
+                s.app.climbs([300, 305, 309, 315, 320].map(|mib| mib * MIB));
+            },
+            &[FindingId::LeakSuspect],
+            &[
+                "grows by 4 MiB/s: at this rate it is at its limit of 512 MiB in 48 s",
+                "20 MiB more in 5.0 s, in each of 5 looks",
+            ],
+        ),
+        case(
+            "the same growth far from the limit",
+            |s| {
+                s.app.settings.own_max_bytes = Some(8 * GIB);
+                s.app.holds(0, 0, 0, 0);
+                s.app.climbs([300, 305, 309, 315, 320].map(|mib| mib * MIB));
+            },
+            &[],
+            &[],
+        ),
+        case(
+            "a step is no growth",
+            |s| {
+                s.app.holds(0, 0, 0, 0);
+                s.app.climbs([300, 300, 320, 320, 320].map(|mib| mib * MIB));
+            },
+            &[],
+            &[],
+        ),
+        case(
+            "page cache that fills is no growth",
+            |s| {
+                s.app.climbs([40; 5].map(|mib| mib * MIB));
+                for (part, look) in (1..).zip(&mut s.app.between) {
+                    look.detail.as_mut().unwrap().file_bytes += part * 10 * MIB;
+                }
+                s.app.last().file_bytes += 40 * MIB;
+            },
+            &[],
+            &[],
+        ),
         case(
             "what it reads again and again is needed, and it waits",
             |s| s.app.waits(40, 20),

@@ -298,7 +298,8 @@ fn nobody_to_choose(context: &mut Context) -> Result<()> {
     let procs = cgroup.directory().join("cgroup.procs").into_os_string();
     let mut hog = Spec::default().start(&["vfork".into(), procs], context.deadline)?;
     let child = hog.child_pid(context.deadline)?;
-    fruitless(context, &mut hog, &cgroup, child)
+    const ENOBUFS: &str = "105";
+    fruitless(context, &mut hog, &cgroup, child, ENOBUFS)
 }
 
 fn nobody_killable(context: &mut Context) -> Result<()> {
@@ -310,14 +311,20 @@ fn nobody_killable(context: &mut Context) -> Result<()> {
         .oom_score_adj(-1000)
         .start(&["file".into(), file, "32".into()], context.deadline)?;
     let pid = hog.pid();
-    fruitless(context, &mut hog, &cgroup, pid)
+    const ENOMEM: &str = "12";
+    fruitless(context, &mut hog, &cgroup, pid, ENOMEM)
 }
 
 /// The workload was refused memory, the kernel found nobody to kill, and one event says so.
-fn fruitless(context: &mut Context, hog: &mut Hog, cgroup: &Cgroup, trigger: i32) -> Result<()> {
-    const ENOMEM: &str = "12";
+fn fruitless(
+    context: &mut Context,
+    hog: &mut Hog,
+    cgroup: &Cgroup,
+    trigger: i32,
+    expected: &str,
+) -> Result<()> {
     let errno = hog.after("refused ", context.deadline)?;
-    ensure!(errno == ENOMEM, "refused with errno {errno}");
+    ensure!(errno == expected, "refused with errno {errno}");
     let status = hog.wait(context.deadline)?;
     ensure!(status.code() == Some(3), "the workload: {status}");
     until(context.deadline, "no killable processes", || {

@@ -15,6 +15,7 @@ use crate::{
     node::Error,
     pressure::{psi_trigger::Subject, sample::NodeSample},
     triage::{
+        PARTS,
         collect::{Look, Node},
         pressure::StallsById,
     },
@@ -119,8 +120,15 @@ pub(super) async fn look_twice(host_root: PathBuf) -> Option<Looks> {
         let look = node.look();
         (node, look)
     });
-    let (mut node, first) = first.await.ok()?;
-    tokio::time::sleep(SPAN).await;
+    let (mut node, mut first) = first.await.ok()?;
+    for _ in 1..PARTS {
+        tokio::time::sleep(SPAN / PARTS).await;
+        if let Ok(first) = &mut first {
+            // A few files of a few cgroups.
+            node.again(first);
+        }
+    }
+    tokio::time::sleep(SPAN / PARTS).await;
     let second = tokio::task::spawn_blocking(move || node.look());
     let second = second.await.ok()?;
     Some(first.and_then(|first| Ok(Box::new((first, second?)))))

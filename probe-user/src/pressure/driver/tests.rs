@@ -126,7 +126,7 @@ fn a_limit_hit_is_followed_ten_times_a_second_for_ten_seconds() {
         }
         // Ten a second for ten seconds, then one a second.
         assert!((90..=125).contains(&looks), "{looks}");
-        let before = pressure.before(b"/pod", hit + 500_000_000).unwrap();
+        let before = pressure.before(b"/pod", hit + 500_000_000, None).unwrap();
         assert!((before.first_limit_hit_ms.unwrap() - 500.0).abs() < 1.0);
     });
 }
@@ -148,7 +148,7 @@ fn counters_that_move_are_a_limit_hit_too() {
             pressure.due_in(start + 2 * SECOND),
             Duration::from_millis(100)
         );
-        let before = pressure.before(b"/pod", start + 2 * SECOND).unwrap();
+        let before = pressure.before(b"/pod", start + 2 * SECOND, None).unwrap();
         assert_eq!(before.max_hits, Some(1));
     });
 }
@@ -170,12 +170,12 @@ fn created_and_removed() {
         assert!(pressure.full().is_empty());
 
         let before = pressure
-            .before(path.as_bytes(), start + 3 * SECOND)
+            .before(path.as_bytes(), start + 3 * SECOND, None)
             .unwrap();
         assert_eq!(before.samples.last().unwrap().usage_bytes, 4096 * 9);
         assert_eq!(before.max_hits, Some(3), "since it was made");
         assert!((before.span_ms - 3000.0).abs() < 1.0);
-        assert_eq!(pressure.before(b"/never/was", start), None);
+        assert_eq!(pressure.before(b"/never/was", start, None), None);
     });
 }
 
@@ -288,7 +288,7 @@ fn a_hog_shows_in_the_record() {
         );
         assert!(series.last().unwrap().usage_bytes >= 32 << 20);
         let kill = clock::boot_ns();
-        let before = pressure.before(&path, kill).unwrap();
+        let before = pressure.before(&path, kill, None).unwrap();
         assert!(before.growth_bytes_per_s.unwrap() > 0.0);
         assert_eq!(before.max_hits, Some(0));
         eprintln!(
@@ -301,7 +301,10 @@ fn a_hog_shows_in_the_record() {
         drop(scratch);
         let tick = pressure.tick(clock::boot_ns() + 2 * SECOND);
         assert!(tick.gone.iter().any(|gone| **gone == *path));
-        assert!(pressure.before(&path, kill).is_some(), "kept for a while");
+        assert!(
+            pressure.before(&path, kill, None).is_some(),
+            "kept for a while"
+        );
     });
 }
 

@@ -4,15 +4,16 @@ use super::Draft;
 use super::activity::{Activity, Wait, over};
 use super::thresholds::{
     BRIM_RATIO, DIRTY_RATIO, DOMINANT_RATIO, FULL_RATIO, GROWING_RATIO, REFAULT_RATIO,
-    REFAULTS_PER_S, SPIKE_RATIO, SPIKE_WITHIN_S, UNPLANNED_RATIO, WAITING, WAITING_UNNAMED,
+    REFAULTS_PER_S, SOON_S, SPIKE_RATIO, SPIKE_WITHIN_S, STEADY_BYTES, STEADY_EVENNESS,
+    STEADY_LOOKS, UNPLANNED_RATIO, WAITING, WAITING_UNNAMED,
 };
 use crate::event::label::{self, bytes, ratio};
 use crate::event::{Confidence, Finding, FindingId};
 use crate::pressure::sample::Detail;
-use crate::pressure::series::approx;
+use crate::pressure::series::{approx, evenness};
 
 /// The first rule that holds: each names a narrower cause than the ones after it.
-const RULES: [fn(&Activity<'_>) -> Option<Draft>; 8] = [
+const RULES: [fn(&Activity<'_>) -> Option<Draft>; 9] = [
     spike,
     filled,
     high_throttling,
@@ -21,6 +22,7 @@ const RULES: [fn(&Activity<'_>) -> Option<Draft>; 8] = [
     limit_too_tight,
     page_cache_pressure,
     unnamed,
+    growing,
 ];
 
 /// What is wrong with a cgroup, as far as its own limit is the reason.
@@ -74,6 +76,52 @@ fn spike(activity: &Activity<'_>) -> Option<Draft> {
         .into_iter()
         .flatten()
         .collect(),
+    })
+}
+
+/// It will be at its limit soon if it goes on like this.
+fn growing(activity: &Activity<'_>) -> Option<Draft> {
+    let limit = activity.window.settings.own_max_bytes?;
+    let kept =
+        |detail: &Detail| detail.anon_bytes + detail.shmem_bytes + Activity::kernel_bytes(detail);
+    let details = activity
+        .window
+        .samples
+        .iter()
+        .filter_map(|sample| sample.detail);
+    let levels: Vec<f64> = details.map(|detail| approx(kept(&detail))).collect();
+    let grown = activity.growth(kept);
+    let left = limit.saturating_sub(activity.unreclaimable_bytes());
+    let per_s = approx(grown) / activity.seconds;
+    let soon_s = approx(left) / per_s;
+    if levels.len() < STEADY_LOOKS
+        || evenness(&levels).is_none_or(|least| least < STEADY_EVENNESS)
+        || grown < STEADY_BYTES
+        || soon_s > SOON_S
+    {
+        return None;
+    }
+    Some(Draft {
+        id: FindingId::LeakSuspect,
+        // Seconds cannot tell a leak from a start or from a big request.
+        confidence: Confidence::Low,
+        summary: format!(
+            "{} grows by {}: at this rate it is at its limit of {} in {}",
+            activity.window.who(),
+            label::rate(per_s),
+            bytes(limit),
+            label::seconds(soon_s)
+        ),
+        evidence: vec![
+            format!(
+                "{} more in {}, in each of {} looks, that cannot be given back",
+                bytes(grown),
+                label::seconds(activity.seconds),
+                levels.len()
+            ),
+            activity.makeup_evidence(),
+            "a few seconds do not tell a leak from a start: `oomprobe trace` follows it".to_owned(),
+        ],
     })
 }
 

@@ -83,3 +83,11 @@ pub(super) const PROTECTED_RATIO: f64 = 0.3;
 
 /// Unreclaimable slab over all memory; a busy node has a few percent.
 pub(super) const SLAB_RATIO: f64 = 0.2;
+
+/// Looks that show a growth to be steady, and the least step between two of them over the mean one.
+pub(super) const STEADY_LOOKS: usize = 5;
+pub(super) const STEADY_EVENNESS: f64 = 0.5;
+
+/// Growth that is worth a word: at least this much, and at its rate at the limit within so long, s.
+pub(super) const STEADY_BYTES: u64 = 4 << 20;
+pub(super) const SOON_S: f64 = 300.0;
