@@ -12,8 +12,8 @@ use crate::cgroup::{Cgroup, Version};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Hits of the hard limit: `max` of `memory.events.local`. On v1 `memory.failcnt`, which counts
-    /// each failed attempt to charge: a hit has one or two, and an attempt to charge ahead may fail
-    /// without a hit.
+    /// attempts to charge that failed: a hit has one or two, and an attempt to charge ahead may
+    /// fail without a hit.
     pub max_hits: u64,
     /// Hits of `memory.high`; 0 on v1.
     pub high_hits: u64,
@@ -64,6 +64,15 @@ pub fn waiting_percent(cgroup: &Cgroup, time: Duration) -> Result<Option<u128>> 
     Ok(before.zip(after).map(|(before, after)| {
         u128::from(after.saturating_sub(before)) * 100 / (end - start).as_micros().max(1)
     }))
+}
+
+/// Limits memory alone. With a limit on memory and swap as well, v1 counts no hit in any file.
+pub fn limit(cgroup: &Cgroup, bytes: u64) -> Result<()> {
+    let name = match cgroup.version() {
+        Version::V1 => "memory.limit_in_bytes",
+        Version::V2 => "memory.max",
+    };
+    write(cgroup, name, &bytes.to_string())
 }
 
 /// v2: throttles and reclaims from so many bytes on.

@@ -31,6 +31,8 @@ pub enum Need {
     CgroupV2,
     /// A machine that is ours alone.
     Guest,
+    /// Not one made for the tests: what takes a minute here may take an hour there.
+    NoGuest,
     /// `CAP_SYS_RESOURCE`: protect a process from the OOM killer.
     SysResource,
     /// Memory on a second NUMA node.
@@ -57,6 +59,7 @@ impl Need {
                 "the memory controller is on cgroup v1",
             ),
             Self::Guest => absent(runner.options.guest, "only in a guest (--guest)"),
+            Self::NoGuest => absent(!runner.options.guest, "too slow in a guest"),
             Self::SysResource => absent(has_sys_resource(), "CAP_SYS_RESOURCE is missing"),
             Self::SecondNode => absent(
                 nodes_with_memory().contains([',', '-']),

@@ -29,37 +29,43 @@ pub(super) const ALL: &[Scenario] = &[
         "file data streams through a limit, and its readers wait",
         page_cache_pressure,
     )
-    .needs(V2),
+    .needs(V2)
+    .seconds(20),
     Scenario::new(
         "tmpfs_growth",
         "shared memory fills a limit that files are read through",
         tmpfs_growth,
     )
-    .needs(V2),
+    .needs(V2)
+    .seconds(20),
     Scenario::new(
         "limit_too_tight",
         "the heap leaves no room for files under the limit",
         limit_too_tight,
     )
-    .needs(V2),
+    .needs(V2)
+    .seconds(20),
     Scenario::new(
         "thrash_without_kill",
         "files in use do not fit under the limit; the disk is slow; the name is hostile",
         thrash_without_kill,
     )
-    .needs(V2),
+    .needs(V2)
+    .seconds(20),
     Scenario::new(
         "swap_thrash",
         "a heap larger than its limit, in constant use",
         swap_thrash,
     )
-    .needs(V2),
+    .needs(V2)
+    .seconds(20),
     Scenario::new(
         "high_throttling",
         "growth over memory.high looks like a hang",
         high_throttling,
     )
-    .needs(V2),
+    .needs(V2)
+    .seconds(20),
     Scenario::new(
         "noisy_neighbour",
         "one pod takes the node's memory, another waits for it",
@@ -156,7 +162,8 @@ fn check_found(context: &Context, cgroup: &Cgroup, id: &str) -> Result<()> {
     let event = tracer.wait_for("pressure event", context.deadline, |event| {
         let is_about = *at(event, "cgroup.path") == *path;
         event["kind"] == "pressure" && is_about && !about(&event["findings"], cgroup).is_empty()
-    })?;
+    });
+    let event = event.with_context(|| format!("of it: {:?}", told(&tracer.events(), &path)))?;
     equal(&event, "resource", "memory")?;
     let (looked, code) = triage(context)?;
     let seen = traced(&tracer.events(), cgroup);
@@ -171,11 +178,19 @@ fn check_found(context: &Context, cgroup: &Cgroup, id: &str) -> Result<()> {
     tracer.check_stream()
 }
 
+/// All that was told of the cgroup at `path`.
+fn told(events: &[Value], path: &str) -> Vec<String> {
+    let about = events
+        .iter()
+        .filter(|event| *at(event, "cgroup.path") == *path);
+    about.map(Value::to_string).collect()
+}
+
 fn page_cache_pressure(context: &mut Context) -> Result<()> {
     let source = Zram::new(1024)?;
     let cgroup = context.scratch.child("streams")?;
     cgroup.limit(32 * MIB)?;
-    let workload = reader(source.path(), 256, &["--readers", "4", "--forget"]);
+    let workload = reader(source.path(), 128, &["--readers", "8", "--forget"]);
     finds(context, &cgroup, &workload, "page_cache_pressure")
 }
 
@@ -183,8 +198,8 @@ fn tmpfs_growth(context: &mut Context) -> Result<()> {
     let source = Zram::new(1024)?;
     let cgroup = context.scratch.child("shm")?;
     cgroup.limit(64 * MIB)?;
-    let more = ["--readers", "4", "--forget", "--shmem", "59"];
-    let workload = reader(source.path(), 256, &more);
+    let more = ["--readers", "8", "--forget", "--shmem", "59"];
+    let workload = reader(source.path(), 128, &more);
     finds(context, &cgroup, &workload, "tmpfs_growth")
 }
 
@@ -192,8 +207,8 @@ fn limit_too_tight(context: &mut Context) -> Result<()> {
     let source = Zram::new(1024)?;
     let cgroup = context.scratch.child("tight")?;
     cgroup.limit(64 * MIB)?;
-    let more = ["--readers", "4", "--forget", "--anon", "59"];
-    let workload = reader(source.path(), 256, &more);
+    let more = ["--readers", "8", "--forget", "--anon", "59"];
+    let workload = reader(source.path(), 128, &more);
     finds(context, &cgroup, &workload, "limit_too_tight")
 }
 
@@ -269,7 +284,7 @@ fn wait_for_pressure_of_others(context: &Context, victim: &Cgroup) -> Result<()>
 fn healthy_but_busy(context: &mut Context) -> Result<()> {
     let source = Source::new(64)?;
     let cgroup = context.scratch.child("busy")?;
-    cgroup.limit(16 * MIB)?;
+    memcg::limit(&cgroup, 16 * MIB)?;
     let workload = reader(source.path(), 64, &["--busy", "10"]);
     let mut hog = Spec::inside(&cgroup).start(&workload, context.deadline)?;
     until(context.deadline, "hits of the limit", || {
