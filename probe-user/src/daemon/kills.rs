@@ -75,21 +75,7 @@ impl Daemon {
             self.outbox.lost("victim_unlisted", incident.unlisted);
         }
         self.collector.close(&incident, &mut evidence);
-        if let Some(lookout) = &mut self.lookout {
-            evidence.before = match &evidence.limit {
-                Some(owner) => {
-                    let peak = owner.level().map(|level| {
-                        level
-                            .watermark_pages
-                            .saturating_mul(self.context.page_bytes)
-                    });
-                    lookout
-                        .sampling
-                        .before(owner.path(), incident.boot_ns, peak)
-                }
-                None => Some(lookout.sampling.before_node(incident.boot_ns)),
-            };
-        }
+        evidence.before = self.before(evidence.limit.as_ref(), incident.boot_ns);
         if let Ok(tasks) = self.probe.candidates() {
             let hierarchy = self.context.memory_hierarchy;
             evidence.candidates = tasks

@@ -160,6 +160,7 @@ impl Daemon {
             end: has(Signal::OomEnd),
             kernel_kill: has(Signal::KernelKill),
         };
+        let hooked = has(Signal::LimitHit);
         let kmsg = if has(Signal::OomDecision) {
             None
         } else {
@@ -205,7 +206,7 @@ impl Daemon {
             assembler: Assembler::new(hooks),
             collector: Collector::new(&proc, hierarchies.clone(), kmsg),
             evidence: None,
-            lookout: Lookout::new(hierarchies.as_ref(), &proc, options.leak_window),
+            lookout: Lookout::new(hierarchies.as_ref(), &proc, options.leak_window, hooked),
             leaving: VecDeque::new(),
             watched: BTreeMap::new(),
             tree,

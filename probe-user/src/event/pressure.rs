@@ -19,8 +19,8 @@ pub struct MemcgLimit {
     pub count: u64,
     /// Hits since the last event of this cgroup and limit.
     pub new: u64,
-    /// Hits since the cgroup was made, as the kernel counts them (`memory.events.local`; v1:
-    /// `memory.failcnt`).
+    /// Hits since the cgroup was made, as the kernel counts them: what `memory.events.local` shows,
+    /// and v1 keeps without showing it. Null where no hook reads it.
     pub kernel_count: Option<u64>,
     /// Time tasks spent in reclaim for this cgroup since oomprobe started, ns. Null where no hook
     /// tells whose reclaim it is.
@@ -29,9 +29,9 @@ pub struct MemcgLimit {
     pub usage_bytes: Option<u64>,
     /// The limit: `memory.max` or `memory.high`.
     pub limit_bytes: Option<u64>,
-    /// Who hit it last. Null where the hits were counted from files.
+    /// Who hit it last. Null if it was a kernel thread, or is not known.
     pub last_trigger: Option<Process>,
-    /// What counted the hits: a hook, or `memory.events`, `memory.failcnt`.
+    /// The hook that counted the hits.
     pub source: String,
 }
 

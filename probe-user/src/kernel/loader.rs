@@ -3,7 +3,7 @@
 use std::{io, mem::size_of, path::Path};
 
 use aya::{
-    Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
+    Btf, BtfError, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
     maps::{Array, MapData, MapError, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
 };
@@ -311,9 +311,8 @@ fn try_rung(ebpf: &mut Ebpf, btf: &Btf, layout: &KernelLayout, rung: &Rung) -> R
     for (index, (name, hook)) in rung.programs.iter().enumerate() {
         let result = match ebpf.program_mut(name) {
             _ if is_kprobe(*hook) && !Path::new(KPROBE_PMU).exists() => Err(NO_KPROBES.to_owned()),
-            Some(program) => attach(program, *hook, btf).map_err(|error| {
-                missing(*hook, btf).unwrap_or_else(|| reason(&error))
-            }),
+            Some(program) => attach(program, *hook, btf)
+                .map_err(|error| missing(*hook, &error).unwrap_or_else(|| reason(&error))),
             None => Err(format!("the BPF object has no program {name}")),
         };
         if let Err(why) = result {
@@ -325,18 +324,22 @@ fn try_rung(ebpf: &mut Ebpf, btf: &Btf, layout: &KernelLayout, rung: &Rung) -> R
 }
 
 /// Why a hook on a function that this kernel does not have was refused.
-fn missing(hook: Hook, btf: &Btf) -> Option<String> {
-    let function = match hook {
-        Hook::FEntry(function)
-        | Hook::FExit(function)
-        | Hook::KProbe(function)
-        | Hook::KRetProbe(function) => function,
-        Hook::TpBtf(_) | Hook::RawTp(_) | Hook::Iter(_) => return None,
+fn missing(hook: Hook, error: &ProgramError) -> Option<String> {
+    let (Hook::FEntry(function)
+    | Hook::FExit(function)
+    | Hook::KProbe(function)
+    | Hook::KRetProbe(function)) = hook
+    else {
+        return None;
     };
-    let found = btf.id_by_type_name_kind(function, BtfKind::Func);
-    found
-        .is_err()
-        .then(|| format!("{NO_FUNCTION} {function}"))
+    let is_missing = match error {
+        ProgramError::Btf(BtfError::UnknownBtfTypeName { .. }) => true,
+        ProgramError::SyscallError(error) => {
+            is_kprobe(hook) && error.io_error.raw_os_error() == Some(libc::ENOENT)
+        }
+        _ => false,
+    };
+    is_missing.then(|| format!("{NO_FUNCTION} {function}"))
 }
 
 /// Whether attaching takes the kernel's kprobe PMU.

@@ -39,6 +39,8 @@ pub struct Cgroup {
     pub usage_bytes: u64,
     /// Limit hits.
     pub hits: Option<HitSeries>,
+    /// Hits of its hard limit as hooks counted them.
+    pub hooked: u64,
     stalled_ns: Option<u64>,
     near_ns: Option<u64>,
 }
@@ -54,6 +56,7 @@ impl Cgroup {
             made_boot_ns,
             usage_bytes: 0,
             hits: None,
+            hooked: 0,
             stalled_ns: None,
             near_ns: None,
         }
@@ -109,10 +112,13 @@ impl Cgroup {
         buf: &mut Vec<u8>,
     ) -> io::Result<CgroupSample> {
         let usage_bytes = self.read_usage(roots, path)?;
-        let detail = match &self.detail {
+        let mut detail = match &self.detail {
             Some(files) => files.read(buf)?,
             None => DetailFiles::open(roots, path)?.read(buf)?,
         };
+        if roots.hooked {
+            detail.max_events = Some(self.hooked);
+        }
         Ok(CgroupSample {
             boot_ns: now_ns,
             usage_bytes,

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     event::Before,
     identity::hierarchy::Hierarchies,
-    node::{Error, clock},
+    node::{Error, clock, memcg::Version},
 };
 
 /// Most cgroups that get a full look each second.
@@ -148,6 +148,18 @@ impl Pressure {
         pressure.left_out = pressure.left_out_in_walk;
         pressure.inherit_limits();
         Ok(pressure)
+    }
+
+    /// Hooks count limit hits ([`Self::counted`]): files of cgroup v1 are not asked for them.
+    pub fn hooked(&mut self) {
+        self.roots.hooked = self.roots.version == Version::V1;
+    }
+
+    /// The cgroup at `path` hit its hard limit so often since oomprobe was attached.
+    pub fn counted(&mut self, path: &[u8], hits: u64) {
+        if let Some(cgroup) = self.cgroups.get_mut(path) {
+            cgroup.hooked = hits;
+        }
     }
 
     /// How long until [`Self::tick`] has something to do.

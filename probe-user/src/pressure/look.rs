@@ -28,6 +28,9 @@ pub struct Roots {
     /// Where a cgroup has its `*.pressure` files: v1 has none, but systemd and container engines
     /// make the same tree on the v2 hierarchy of a hybrid layout.
     pressure: Option<Mount>,
+    /// Hooks count limit hits, and no file tells them: v1's `memory.failcnt` counts every try to
+    /// charge, and none where memory and swap together have the same limit.
+    pub hooked: bool,
 }
 
 impl Roots {
@@ -40,6 +43,7 @@ impl Roots {
                 Mode::Hybrid | Mode::Legacy => Version::V1,
             },
             pressure: hierarchies.unified.clone(),
+            hooked: false,
         }
     }
 

@@ -40,7 +40,8 @@ pub struct Detail {
     pub sock_bytes: Option<u64>,
     /// `memory.swap.current`, v1 `total_swap`.
     pub swap_bytes: Option<u64>,
-    /// `max` of `memory.events.local`, v1 `memory.failcnt`.
+    /// `max` of `memory.events.local`; on v1 hits since oomprobe was attached where a hook counts
+    /// them, else `memory.failcnt`.
     pub max_events: Option<u64>,
     /// `high` of `memory.events.local`.
     pub high_events: Option<u64>,

@@ -186,6 +186,12 @@ fn not_root(context: &mut Context) -> Result<()> {
 /// Kinds of hooks that attach by a kprobe or by patching a function's entry.
 const FUNCTION_HOOKS: [&str; 4] = ["kprobe", "kretprobe", "fentry", "fexit"];
 
+/// How a rung begins to say that it is for other kernels.
+const LACKS: [&str; 2] = [
+    "this kernel has no function",
+    "this kernel's tracepoint does not pass",
+];
+
 fn every_rung(context: &mut Context) -> Result<()> {
     let output = Command::new(context.oomprobe()?)
         .args(["doctor", "-o", "json"])
@@ -219,7 +225,7 @@ fn every_rung(context: &mut Context) -> Result<()> {
             || (no_task && target == "mark_victim")
             || rung["reason"]
                 .as_str()
-                .is_some_and(|reason| reason.starts_with("this kernel has no function"));
+                .is_some_and(|reason| LACKS.iter().any(|lack| reason.starts_with(lack)));
         if rung["works"] != true && !excluded {
             broken.push(format!("{hook}: {}", rung["reason"]));
         }

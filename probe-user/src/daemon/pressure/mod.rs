@@ -18,11 +18,14 @@ use self::{
 use super::Daemon;
 use crate::{
     event::{
-        Body, Cgroup, LeakSuspect, LimitEvent, MemcgLimit, Process, ReclaimStall, StallKind, label,
-        text,
+        Before, Body, Cgroup, LeakSuspect, LimitEvent, MemcgLimit, Process, ReclaimStall,
+        StallKind, label, text,
     },
     identity::{hierarchy::Hierarchies, names::Resolver},
-    incident::who::{Identities, Who},
+    incident::{
+        evidence::LimitOwner,
+        who::{Identities, Who},
+    },
     kernel::{
         ladder::Signal,
         pressure::{MemcgPressure, count},
@@ -92,14 +95,19 @@ pub(super) struct About {
 }
 
 impl Lookout {
-    /// Begins to sample. `None` where there is no memory controller, or no `/proc/meminfo`.
+    /// Begins to sample; `hooked` if limit hits come from a hook. `None` where there is no memory controller, or no `/proc/meminfo`.
     pub(super) fn new(
         hierarchies: Option<&Hierarchies>,
         proc: &Path,
         leak_window: Duration,
+        hooked: bool,
     ) -> Option<Self> {
+        let mut sampling = Pressure::new(hierarchies?, proc).ok()?;
+        if hooked {
+            sampling.hooked();
+        }
         Some(Self {
-            sampling: Pressure::new(hierarchies?, proc).ok()?,
+            sampling,
             leaks: Detector::new(LeakOptions {
                 window: leak_window,
                 ..LeakOptions::default()
@@ -296,6 +304,9 @@ impl Daemon {
             let count = kernel_count.saturating_sub(before);
             if let Some(path) = path {
                 lookout.sampling.totals().hits(path, event, count);
+                if event == LimitEvent::Max {
+                    lookout.sampling.counted(path, count);
+                }
             }
             let value = Value { count, total_ns: 0 };
             let Some(new) = lookout
@@ -490,6 +501,26 @@ impl Daemon {
             lookout.ledger.forget(id);
             lookout.sampling.removed(path);
         }
+    }
+
+    /// What led up to a kill by the limit of `owner`, or, for want of one, of the node.
+    pub(super) fn before(&mut self, owner: Option<&LimitOwner>, boot_ns: u64) -> Option<Before> {
+        let lookout = self.lookout.as_mut()?;
+        let Some(owner) = owner else {
+            return Some(lookout.sampling.before_node(boot_ns));
+        };
+        let path = owner.path();
+        let level = owner.level();
+        let hits = level
+            .and_then(|level| self.probe.pressure().memcg(level.id).ok().flatten())
+            .and_then(|memcg| memcg.limit);
+        if let Some(totals) = hits {
+            let count = totals.max.saturating_sub(totals.max_before);
+            lookout.sampling.counted(path, count);
+        }
+        let page_bytes = self.context.page_bytes;
+        let peak = level.map(|level| level.watermark_pages.saturating_mul(page_bytes));
+        lookout.sampling.before(path, boot_ns, peak)
     }
 
     fn tell_shortfall(&mut self) {
