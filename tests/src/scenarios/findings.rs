@@ -47,7 +47,7 @@ pub(super) const ALL: &[Scenario] = &[
     .seconds(20),
     Scenario::new(
         "thrash_without_kill",
-        "files in use do not fit under the limit; the disk is slow; the name is hostile",
+        "files in use do not fit under the limit, in a cgroup with a hostile name",
         thrash_without_kill,
     )
     .needs(V2)
@@ -221,7 +221,6 @@ fn thrash_without_kill(context: &mut Context) -> Result<()> {
     let _pod = Pod::create(&context.scratch, 0x45)?;
     let cgroup = context.scratch.child(hostile_name())?;
     cgroup.limit(32 * MIB)?;
-    memcg::throttle_reads(&cgroup, &source.numbers()?, 2000)?;
     let more = ["--readers", "4", "--random", "--anon", "16"];
     let workload = reader(source.path(), 6, &more);
     finds(context, &cgroup, &workload, "thrashing")
@@ -249,17 +248,20 @@ fn high_throttling(context: &mut Context) -> Result<()> {
     finds(context, &cgroup, &workload, "high_throttling")
 }
 
+/// Bytes a second.
+const SLOW_DISK: u64 = 8 * MIB;
+
 /// The one has files in use, more than the other leaves it, on a slow disk. The other grows, gives
 /// all back, and grows anew.
 fn noisy_neighbour(context: &mut Context) -> Result<()> {
     let source = Zram::new(256)?;
     let pod = Pod::create(&context.scratch, 0x47)?;
     let (victim, culprit) = (pod.container(0x47)?, pod.container(0x48)?);
-    memcg::throttle_reads(&victim.cgroup, &source.numbers()?, 2000)?;
     let more = ["--readers", "4", "--random"];
     let mut victims =
         Spec::inside(&victim.cgroup).start(&reader(source.path(), 50, &more), context.deadline)?;
     victims.wait_ready(context.deadline)?;
+    memcg::throttle_reads(&victim.cgroup, &source.numbers()?, SLOW_DISK)?;
     let tracer = context.start_tracer(&[])?;
     let mut culprits = start_growing(context, &culprit.cgroup)?;
     wait_for_pressure_of_others(context, &victim.cgroup)?;
