@@ -87,12 +87,14 @@ pub fn allow_swap(cgroup: &Cgroup) -> Result<()> {
 
 /// v2: makes a block device as slow for it as a disk that reads so many bytes a second.
 pub fn throttle_reads(cgroup: &Cgroup, device: &str, bytes_per_s: u64) -> Result<()> {
-    let parent = cgroup
-        .directory()
-        .parent()
-        .context("cgroup without parent")?;
-    let control = parent.join("cgroup.subtree_control");
-    fs::write(&control, "+io").with_context(|| format!("{}: enable io", control.display()))?;
+    let above = cgroup.directory().ancestors().skip(1);
+    let controls: Vec<_> = above
+        .map(|directory| directory.join("cgroup.subtree_control"))
+        .take_while(|control| control.exists())
+        .collect();
+    for control in controls.iter().rev() {
+        fs::write(control, "+io").with_context(|| format!("{}: enable io", control.display()))?;
+    }
     write(cgroup, "io.max", &format!("{device} rbps={bytes_per_s}"))
 }
 
