@@ -279,7 +279,7 @@ fn noisy_neighbour(context: &mut Context) -> Result<()> {
 }
 
 fn start_growing(context: &Context, cgroup: &Cgroup) -> Result<Hog> {
-    let workload = ["sawtooth", "300", "--mib-per-s", "24"];
+    let workload = ["sawtooth", "280", "--mib-per-s", "24"];
     Spec::inside(cgroup).start(&workload, context.deadline)
 }
 
