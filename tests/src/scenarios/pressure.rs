@@ -256,7 +256,7 @@ fn leak(context: &mut Context) -> Result<()> {
     near(
         "before.growth_bytes_per_s",
         float(&event, "before.growth_bytes_per_s")?,
-        f64::from(MIB_PER_S) * 1048576.0,
+        f64::from(MIB_PER_S) * 1024.0 * 1024.0,
         20.0,
     )
 }
@@ -400,7 +400,7 @@ fn leak_suspect(context: &mut Context) -> Result<()> {
     near(
         "growth_bytes_per_s",
         float(&suspected, "growth_bytes_per_s")?,
-        f64::from(MIB_PER_S) * 1048576.0,
+        f64::from(MIB_PER_S) * 1024.0 * 1024.0,
         20.0,
     )?;
     let wrong = events_about(
