@@ -33,7 +33,7 @@ use crate::{
     },
     node::{clock, slabinfo},
     pressure::{
-        Look, Pressure,
+        AtKill, Look, Pressure,
         leak::{Detector, Leak, Options as LeakOptions, Subject as Leaking},
         psi_trigger::Subject,
     },
@@ -525,8 +525,11 @@ impl Daemon {
             lookout.sampling.counted(path, count);
         }
         let page_bytes = self.context.page_bytes;
-        let peak = level.map(|level| level.watermark_pages.saturating_mul(page_bytes));
-        let recorded = lookout.sampling.before(path, boot_ns, peak);
+        let at_kill = AtKill {
+            peak_bytes: level.map(|level| level.watermark_pages.saturating_mul(page_bytes)),
+            max_events: level.and_then(local_max),
+        };
+        let recorded = lookout.sampling.before(path, boot_ns, at_kill);
         recorded.or_else(|| unrecorded(level?, incident))
     }
 
@@ -566,7 +569,6 @@ impl Lookout {
 /// Of a cgroup that was made, hit its limit and was removed before it was ever looked at: what the
 /// kernel counted. It is as old as its victims, at least.
 fn unrecorded(level: &LimitLevel, incident: &Incident) -> Option<Before> {
-    let tells = level.flags & level::HAS_LOCAL_EVENTS != 0;
     let starts = incident
         .victims
         .iter()
@@ -574,10 +576,15 @@ fn unrecorded(level: &LimitLevel, incident: &Incident) -> Option<Before> {
     let start_ns = starts.filter(|start| *start != 0).min()?;
     let span = Duration::from_nanos(incident.boot_ns.saturating_sub(start_ns));
     Some(Before {
-        max_hits: tells.then_some(level.local_max),
+        max_hits: local_max(level),
         span_ms: span.as_secs_f64() * 1e3,
         ..Before::default()
     })
+}
+
+/// Hits of the hard limit since the cgroup was made.
+fn local_max(level: &LimitLevel) -> Option<u64> {
+    (level.flags & level::HAS_LOCAL_EVENTS != 0).then_some(level.local_max)
 }
 
 fn stalls_by_id(memcgs: &[MemcgPressure]) -> BTreeMap<u64, Stalls> {
