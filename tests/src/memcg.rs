@@ -85,15 +85,17 @@ pub fn allow_swap(cgroup: &Cgroup) -> Result<()> {
     write(cgroup, "memory.swap.max", "max")
 }
 
-/// v2: makes a block device as slow for it as a disk that does so many reads a second.
-pub fn throttle_reads(cgroup: &Cgroup, device: &str, reads_per_s: u32) -> Result<()> {
-    let parent = cgroup
-        .directory()
-        .parent()
-        .context("cgroup without parent")?;
-    let control = parent.join("cgroup.subtree_control");
-    fs::write(&control, "+io").with_context(|| format!("{}: enable io", control.display()))?;
-    write(cgroup, "io.max", &format!("{device} riops={reads_per_s}"))
+/// v2: makes a block device as slow for it as a disk that reads so many bytes a second.
+pub fn throttle_reads(cgroup: &Cgroup, device: &str, bytes_per_s: u64) -> Result<()> {
+    let above = cgroup.directory().ancestors().skip(1);
+    let controls: Vec<_> = above
+        .map(|directory| directory.join("cgroup.subtree_control"))
+        .take_while(|control| control.exists())
+        .collect();
+    for control in controls.iter().rev() {
+        fs::write(control, "+io").with_context(|| format!("{}: enable io", control.display()))?;
+    }
+    write(cgroup, "io.max", &format!("{device} rbps={bytes_per_s}"))
 }
 
 fn read(cgroup: &Cgroup, name: &str) -> Result<String> {

@@ -47,7 +47,7 @@ pub(super) const ALL: &[Scenario] = &[
     .seconds(20),
     Scenario::new(
         "thrash_without_kill",
-        "files in use do not fit under the limit; the disk is slow; the name is hostile",
+        "files in use do not fit under the limit, in a cgroup with a hostile name",
         thrash_without_kill,
     )
     .needs(V2)
@@ -188,7 +188,8 @@ fn told(events: &[Value], path: &str) -> Vec<String> {
 
 fn page_cache_pressure(context: &mut Context) -> Result<()> {
     let source = Zram::new(1024)?;
-    let cgroup = context.scratch.child("streams")?;
+    let pod = Pod::create(&context.scratch, 0x40)?;
+    let cgroup = pod.container(0x40)?.cgroup;
     cgroup.limit(32 * MIB)?;
     let workload = reader(source.path(), 128, &["--readers", "8", "--forget"]);
     finds(context, &cgroup, &workload, "page_cache_pressure")
@@ -196,7 +197,8 @@ fn page_cache_pressure(context: &mut Context) -> Result<()> {
 
 fn tmpfs_growth(context: &mut Context) -> Result<()> {
     let source = Zram::new(1024)?;
-    let cgroup = context.scratch.child("shm")?;
+    let pod = Pod::create(&context.scratch, 0x41)?;
+    let cgroup = pod.container(0x41)?.cgroup;
     cgroup.limit(64 * MIB)?;
     let more = ["--readers", "8", "--forget", "--shmem", "59"];
     let workload = reader(source.path(), 128, &more);
@@ -205,7 +207,8 @@ fn tmpfs_growth(context: &mut Context) -> Result<()> {
 
 fn limit_too_tight(context: &mut Context) -> Result<()> {
     let source = Zram::new(1024)?;
-    let cgroup = context.scratch.child("tight")?;
+    let pod = Pod::create(&context.scratch, 0x42)?;
+    let cgroup = pod.container(0x42)?.cgroup;
     cgroup.limit(64 * MIB)?;
     let more = ["--readers", "8", "--forget", "--anon", "59"];
     let workload = reader(source.path(), 128, &more);
@@ -214,9 +217,10 @@ fn limit_too_tight(context: &mut Context) -> Result<()> {
 
 fn thrash_without_kill(context: &mut Context) -> Result<()> {
     let source = Zram::new(64)?;
+    // Beside a pod: what is inside a cgroup that stands for itself is not looked at by itself.
+    let _pod = Pod::create(&context.scratch, 0x45)?;
     let cgroup = context.scratch.child(hostile_name())?;
     cgroup.limit(32 * MIB)?;
-    memcg::throttle_reads(&cgroup, &source.numbers()?, 2000)?;
     let more = ["--readers", "4", "--random", "--anon", "16"];
     let workload = reader(source.path(), 6, &more);
     finds(context, &cgroup, &workload, "thrashing")
@@ -224,7 +228,8 @@ fn thrash_without_kill(context: &mut Context) -> Result<()> {
 
 fn swap_thrash(context: &mut Context) -> Result<()> {
     let _swap = Zram::swap(128)?;
-    let cgroup = context.scratch.child("swaps")?;
+    let pod = Pod::create(&context.scratch, 0x43)?;
+    let cgroup = pod.container(0x43)?.cgroup;
     cgroup.limit(24 * MIB)?;
     memcg::allow_swap(&cgroup)?;
     finds(
@@ -236,23 +241,27 @@ fn swap_thrash(context: &mut Context) -> Result<()> {
 }
 
 fn high_throttling(context: &mut Context) -> Result<()> {
-    let cgroup = context.scratch.child("throttled")?;
+    let pod = Pod::create(&context.scratch, 0x44)?;
+    let cgroup = pod.container(0x44)?.cgroup;
     memcg::set_high(&cgroup, 24 * MIB)?;
     let workload = ["anon".into(), "256".into()];
     finds(context, &cgroup, &workload, "high_throttling")
 }
 
+/// Bytes a second.
+const SLOW_DISK: u64 = 8 * MIB;
+
 /// The one has files in use, more than the other leaves it, on a slow disk. The other grows, gives
 /// all back, and grows anew.
 fn noisy_neighbour(context: &mut Context) -> Result<()> {
     let source = Zram::new(256)?;
-    let pod = Pod::create(&context.scratch, 0x40)?;
-    let (victim, culprit) = (pod.container(0x40)?, pod.container(0x41)?);
-    memcg::throttle_reads(&victim.cgroup, &source.numbers()?, 2000)?;
+    let pod = Pod::create(&context.scratch, 0x47)?;
+    let (victim, culprit) = (pod.container(0x47)?, pod.container(0x48)?);
     let more = ["--readers", "4", "--random"];
     let mut victims =
         Spec::inside(&victim.cgroup).start(&reader(source.path(), 50, &more), context.deadline)?;
     victims.wait_ready(context.deadline)?;
+    memcg::throttle_reads(&victim.cgroup, &source.numbers()?, SLOW_DISK)?;
     let tracer = context.start_tracer(&[])?;
     let mut culprits = start_growing(context, &culprit.cgroup)?;
     wait_for_pressure_of_others(context, &victim.cgroup)?;
@@ -270,7 +279,7 @@ fn noisy_neighbour(context: &mut Context) -> Result<()> {
 }
 
 fn start_growing(context: &Context, cgroup: &Cgroup) -> Result<Hog> {
-    let workload = ["sawtooth", "300", "--mib-per-s", "24"];
+    let workload = ["sawtooth", "280", "--mib-per-s", "24"];
     Spec::inside(cgroup).start(&workload, context.deadline)
 }
 
@@ -283,7 +292,8 @@ fn wait_for_pressure_of_others(context: &Context, victim: &Cgroup) -> Result<()>
 
 fn healthy_but_busy(context: &mut Context) -> Result<()> {
     let source = Source::new(64)?;
-    let cgroup = context.scratch.child("busy")?;
+    let pod = Pod::create(&context.scratch, 0x46)?;
+    let cgroup = pod.container(0x46)?.cgroup;
     memcg::limit(&cgroup, 16 * MIB)?;
     let workload = reader(source.path(), 64, &["--busy", "10"]);
     let mut hog = Spec::inside(&cgroup).start(&workload, context.deadline)?;

@@ -1,6 +1,7 @@
 //! Workloads that press a limit, or the node, and go on until they are killed.
 
 use std::fs::File;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use nix::sys::mman::MapFlags;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 
 use super::memory::{grow, map, shmem};
 use super::processes::spawn;
@@ -27,7 +28,7 @@ pub(super) struct Reader {
     path: PathBuf,
     /// How much of it
     mib: usize,
-    /// After the first pass, single pages in random order
+    /// After the first pass, touch single pages in random order for ever
     #[arg(long)]
     random: bool,
     /// Have the kernel forget it after each pass, as if each were of another file
@@ -53,6 +54,7 @@ pub(super) struct Reader {
 impl Reader {
     pub(super) fn run(&self) -> Result<ExitCode> {
         let file = File::open(&self.path).with_context(|| self.path.display().to_string())?;
+        ensure!(self.mib > 0, "nothing to read");
         grow(self.anon, None);
         if self.shmem > 0 {
             shmem(self.shmem)?;
@@ -71,20 +73,13 @@ impl Reader {
             let range = |at: usize| libc::off_t::try_from(at).context("size of the file");
             posix_fadvise(file, range(begin)?, range(bytes)?, advice).context("posix_fadvise")
         };
-        let mut random = None;
         let mut buffer = vec![0; PIECE];
         let mut pass = 0;
         while self.passes != Some(pass) {
-            let reads = bytes / buffer.len();
-            ensure!(reads > 0, "nothing to read");
-            for batch in 0..reads.div_ceil(BATCH) {
+            for batch in 0..(bytes / PIECE).div_ceil(BATCH) {
                 let start = Instant::now();
-                for index in batch * BATCH..reads.min((batch + 1) * BATCH) {
-                    let index = random
-                        .as_mut()
-                        .map_or(index, |random: &mut Random| random.below(reads));
-                    let at = begin + index * buffer.len();
-                    file.read_exact_at(&mut buffer, at as u64)
+                for piece in batch * BATCH..(bytes / PIECE).min((batch + 1) * BATCH) {
+                    file.read_exact_at(&mut buffer, (begin + piece * PIECE) as u64)
                         .with_context(|| format!("read {}", self.path.display()))?;
                 }
                 compute(start.elapsed() * self.busy);
@@ -96,13 +91,35 @@ impl Reader {
             if self.forget {
                 advise(PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
             }
-            if pass == 1 && self.random {
-                advise(PosixFadviseAdvice::POSIX_FADV_RANDOM)?;
-                random = Some(Random::new());
-                buffer.truncate(PAGE);
+            if self.random {
+                return self.look_up(file, begin, bytes);
             }
         }
         Ok(())
+    }
+
+    /// Touches pages of the mapped file in random order. Pages that are used by page tables count
+    /// as a working set sooner than those that read(2) uses.
+    fn look_up(&self, file: &File, begin: usize, bytes: usize) -> Result<()> {
+        let length = NonZeroUsize::new(bytes).context("nothing to read")?;
+        let offset = libc::off_t::try_from(begin).context("size of the file")?;
+        // SAFETY: a new mapping, never unmapped; nobody writes to the file.
+        let pages = unsafe {
+            let start = mmap(
+                None,
+                length,
+                ProtFlags::PROT_READ,
+                MapFlags::MAP_SHARED,
+                file,
+                offset,
+            )
+            .with_context(|| format!("map {}", self.path.display()))?;
+            std::slice::from_raw_parts(start.cast::<u8>().as_ptr(), bytes)
+        };
+        let mut random = Random::new();
+        loop {
+            std::hint::black_box(pages[random.below(bytes / PAGE) * PAGE]);
+        }
     }
 }
 
