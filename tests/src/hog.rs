@@ -47,6 +47,12 @@ impl Spec {
         self
     }
 
+    /// Stays on this processor.
+    #[must_use]
+    pub fn on_cpu(self, cpu: usize) -> Self {
+        self.with("--cpu", cpu.to_string())
+    }
+
     /// Also joins this cgroup directory of another hierarchy.
     #[must_use]
     pub fn also_inside(self, directory: impl AsRef<OsStr>) -> Self {

@@ -75,7 +75,7 @@ impl Daemon {
             self.outbox.lost("victim_unlisted", incident.unlisted);
         }
         self.collector.close(&incident, &mut evidence);
-        evidence.before = self.before(evidence.limit.as_ref(), incident.boot_ns);
+        evidence.before = self.before(evidence.limit.as_ref(), &incident);
         if let Ok(tasks) = self.probe.candidates() {
             let hierarchy = self.context.memory_hierarchy;
             evidence.candidates = tasks

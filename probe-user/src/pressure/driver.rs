@@ -79,6 +79,15 @@ pub struct Tick {
     pub gone: Vec<Rc<[u8]>>,
 }
 
+/// What the kernel's counters of a cgroup were when it killed by its limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AtKill {
+    /// The most it ever was charged.
+    pub peak_bytes: Option<u64>,
+    /// Hits of its hard limit since it was made.
+    pub max_events: Option<u64>,
+}
+
 /// What could not be done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shortfall {
@@ -255,24 +264,18 @@ impl Pressure {
     }
 
     /// What led up to a kill in the cgroup at `path`, or for want of memory on its limit; `None`
-    /// if nothing is known of it. `peak_bytes` is the most it ever was charged.
-    pub fn before(
-        &mut self,
-        path: &[u8],
-        kill_boot_ns: u64,
-        peak_bytes: Option<u64>,
-    ) -> Option<Before> {
+    /// if nothing is known of it.
+    pub fn before(&mut self, path: &[u8], kill_boot_ns: u64, at_kill: AtKill) -> Option<Before> {
         if !self.cgroups.contains_key(path) && !self.gone.iter().any(|(gone, _)| **gone == *path) {
             self.watch(path, None);
         }
         let now_ns = clock::boot_ns();
-        let (cgroup, known) = if let Some(cgroup) = self.cgroups.get(path) {
+        let (cgroup, mut known) = if let Some(cgroup) = self.cgroups.get(path) {
             // The counters at the kill; what was in memory then is in the record, or lost.
             let after = cgroup.read_fully(&self.roots, path, now_ns, &mut self.buf);
             let counted = after.ok().and_then(|sample| sample.detail);
             let known = cgroup.known();
             let known = Known {
-                peak_bytes,
                 max_events: counted.map_or(known.max_events, |detail| detail.max_events),
                 high_events: counted.map_or(known.high_events, |detail| detail.high_events),
                 ..known
@@ -282,6 +285,11 @@ impl Pressure {
             let (_, cgroup) = self.gone.iter().rev().find(|(gone, _)| **gone == *path)?;
             (cgroup, cgroup.known())
         };
+        known.peak_bytes = at_kill.peak_bytes;
+        // On v1 samples have the hooks' count, which is another one.
+        if !self.roots.hooked {
+            known.max_events = at_kill.max_events.or(known.max_events);
+        }
         Some(history::before(
             &cgroup.record.series(),
             kill_boot_ns,

@@ -18,4 +18,4 @@ pub mod sample;
 pub mod series;
 pub mod watch;
 
-pub use driver::{Look, Pressure, Shortfall, Tick};
+pub use driver::{AtKill, Look, Pressure, Shortfall, Tick};

@@ -176,7 +176,8 @@ fn stall_time(context: &mut Context) -> Result<()> {
     let cgroup = context.scratch.child("swapping")?;
     cgroup.limit(24 * MIB)?;
     memcg::allow_swap(&cgroup)?;
-    let hog = Spec::inside(&cgroup).start(
+    // PSI weighs what each processor saw: of a task that moves about it tells half the time.
+    let hog = Spec::inside(&cgroup).on_cpu(0).start(
         &["sawtooth", "96", "--mib-per-s", "100000"],
         context.deadline,
     )?;
@@ -256,7 +257,7 @@ fn leak(context: &mut Context) -> Result<()> {
     near(
         "before.growth_bytes_per_s",
         float(&event, "before.growth_bytes_per_s")?,
-        f64::from(MIB_PER_S) * 1024.0 * 1024.0,
+        f64::from(MIB_PER_S) * 1_048_576.0,
         20.0,
     )
 }
@@ -324,15 +325,17 @@ fn hits_before_kill(context: &mut Context) -> Result<()> {
         possible.contains(&first_ms),
         "first hit {first_ms} ms before the kill, possible is {possible:?}"
     );
-    hits_are(&event, counted)
+    hits_are(&event, counted, context.version)
 }
 
 /// `before.max_hits` of a cgroup that was made not long before is all the kernel counts. It may have
 /// gone on counting for a moment after the kill.
-fn hits_are(event: &Value, counted: u64) -> Result<()> {
+fn hits_are(event: &Value, counted: u64, version: Version) -> Result<()> {
     let hits = number(event, "before.max_hits")?;
+    // v1 shows no count of hits, but one of tries to charge: several for a hit.
+    let exact = version == Version::V2;
     ensure!(
-        (1..=counted).contains(&hits) && (counted - hits) * 10 <= counted,
+        (1..=counted).contains(&hits) && (!exact || (counted - hits) * 10 <= counted),
         "before.max_hits is {hits}, the kernel counts {counted}"
     );
     Ok(())
@@ -400,7 +403,7 @@ fn leak_suspect(context: &mut Context) -> Result<()> {
     near(
         "growth_bytes_per_s",
         float(&suspected, "growth_bytes_per_s")?,
-        f64::from(MIB_PER_S) * 1024.0 * 1024.0,
+        f64::from(MIB_PER_S) * 1_048_576.0,
         20.0,
     )?;
     let wrong = events_about(

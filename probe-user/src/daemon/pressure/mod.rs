@@ -5,7 +5,7 @@ mod ledger;
 
 use std::{collections::BTreeMap, path::Path, rc::Rc, time::Duration};
 
-use probe_common::wire::{LimitHit, LimitTotals, StallTotals, section, stall};
+use probe_common::wire::{LimitHit, LimitLevel, LimitTotals, StallTotals, level, section, stall};
 use tokio::{
     task::{JoinError, JoinSet},
     time::{Instant, sleep_until},
@@ -23,6 +23,7 @@ use crate::{
     },
     identity::{hierarchy::Hierarchies, names::Resolver},
     incident::{
+        assemble::Incident,
         evidence::LimitOwner,
         who::{Identities, Who},
     },
@@ -32,7 +33,7 @@ use crate::{
     },
     node::{clock, slabinfo},
     pressure::{
-        Look, Pressure,
+        AtKill, Look, Pressure,
         leak::{Detector, Leak, Options as LeakOptions, Subject as Leaking},
         psi_trigger::Subject,
     },
@@ -504,7 +505,12 @@ impl Daemon {
     }
 
     /// What led up to a kill by the limit of `owner`, or, for want of one, of the node.
-    pub(super) fn before(&mut self, owner: Option<&LimitOwner>, boot_ns: u64) -> Option<Before> {
+    pub(super) fn before(
+        &mut self,
+        owner: Option<&LimitOwner>,
+        incident: &Incident,
+    ) -> Option<Before> {
+        let boot_ns = incident.boot_ns;
         let lookout = self.lookout.as_mut()?;
         let Some(owner) = owner else {
             return Some(lookout.sampling.before_node(boot_ns));
@@ -519,8 +525,12 @@ impl Daemon {
             lookout.sampling.counted(path, count);
         }
         let page_bytes = self.context.page_bytes;
-        let peak = level.map(|level| level.watermark_pages.saturating_mul(page_bytes));
-        lookout.sampling.before(path, boot_ns, peak)
+        let at_kill = AtKill {
+            peak_bytes: level.map(|level| level.watermark_pages.saturating_mul(page_bytes)),
+            max_events: level.and_then(local_max),
+        };
+        let recorded = lookout.sampling.before(path, boot_ns, at_kill);
+        recorded.or_else(|| unrecorded(level?, incident))
     }
 
     fn tell_shortfall(&mut self) {
@@ -554,6 +564,27 @@ impl Lookout {
             vec![About { who, body, boot_ns }]
         });
     }
+}
+
+/// Of a cgroup that was made, hit its limit and was removed before it was ever looked at: what the
+/// kernel counted. It is as old as its victims, at least.
+fn unrecorded(level: &LimitLevel, incident: &Incident) -> Option<Before> {
+    let starts = incident
+        .victims
+        .iter()
+        .map(|victim| victim.task.start_boot_ns);
+    let start_ns = starts.filter(|start| *start != 0).min()?;
+    let span = Duration::from_nanos(incident.boot_ns.saturating_sub(start_ns));
+    Some(Before {
+        max_hits: local_max(level),
+        span_ms: span.as_secs_f64() * 1e3,
+        ..Before::default()
+    })
+}
+
+/// Hits of the hard limit since the cgroup was made.
+fn local_max(level: &LimitLevel) -> Option<u64> {
+    (level.flags & level::HAS_LOCAL_EVENTS != 0).then_some(level.local_max)
 }
 
 fn stalls_by_id(memcgs: &[MemcgPressure]) -> BTreeMap<u64, Stalls> {

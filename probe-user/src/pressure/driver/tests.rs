@@ -126,7 +126,9 @@ fn a_limit_hit_is_followed_ten_times_a_second_for_ten_seconds() {
         }
         // Ten a second for ten seconds, then one a second.
         assert!((90..=125).contains(&looks), "{looks}");
-        let before = pressure.before(b"/pod", hit + 500_000_000, None).unwrap();
+        let before = pressure
+            .before(b"/pod", hit + 500_000_000, AtKill::default())
+            .unwrap();
         assert!((before.first_limit_hit_ms.unwrap() - 500.0).abs() < 1.0);
     });
 }
@@ -148,7 +150,9 @@ fn counters_that_move_are_a_limit_hit_too() {
             pressure.due_in(start + 2 * SECOND),
             Duration::from_millis(100)
         );
-        let before = pressure.before(b"/pod", start + 2 * SECOND, None).unwrap();
+        let before = pressure
+            .before(b"/pod", start + 2 * SECOND, AtKill::default())
+            .unwrap();
         assert_eq!(before.max_hits, Some(1));
     });
 }
@@ -170,12 +174,15 @@ fn created_and_removed() {
         assert!(pressure.full().is_empty());
 
         let before = pressure
-            .before(path.as_bytes(), start + 3 * SECOND, None)
+            .before(path.as_bytes(), start + 3 * SECOND, AtKill::default())
             .unwrap();
         assert_eq!(before.samples.last().unwrap().usage_bytes, 4096 * 9);
         assert_eq!(before.max_hits, Some(3), "since it was made");
         assert!((before.span_ms - 3000.0).abs() < 1.0);
-        assert_eq!(pressure.before(b"/never/was", start, None), None);
+        assert_eq!(
+            pressure.before(b"/never/was", start, AtKill::default()),
+            None
+        );
     });
 }
 
@@ -288,7 +295,7 @@ fn a_hog_shows_in_the_record() {
         );
         assert!(series.last().unwrap().usage_bytes >= 32 << 20);
         let kill = clock::boot_ns();
-        let before = pressure.before(&path, kill, None).unwrap();
+        let before = pressure.before(&path, kill, AtKill::default()).unwrap();
         assert!(before.growth_bytes_per_s.unwrap() > 0.0);
         assert_eq!(before.max_hits, Some(0));
         eprintln!(
@@ -302,7 +309,7 @@ fn a_hog_shows_in_the_record() {
         let tick = pressure.tick(clock::boot_ns() + 2 * SECOND);
         assert!(tick.gone.iter().any(|gone| **gone == *path));
         assert!(
-            pressure.before(&path, kill, None).is_some(),
+            pressure.before(&path, kill, AtKill::default()).is_some(),
             "kept for a while"
         );
     });

@@ -52,7 +52,7 @@ fn hit(limit: &MemcgLimit, who: &str) -> String {
         LimitEvent::Max => "memory.max",
         LimitEvent::High => "memory.high",
     };
-    let mut text = format!("LIMIT {who}: {} hits of {name}", limit.new);
+    let mut text = format!("LIMIT {who}: {} of {name}", hits(limit.new));
     if limit.count > limit.new {
         let _ = write!(text, " ({} so far)", limit.count);
     }
@@ -289,5 +289,12 @@ mod tests {
             "the last bucket has no bound"
         );
         assert_eq!(half_under_ns(&[]), None);
+    }
+}
+
+fn hits(count: u64) -> String {
+    match count {
+        1 => "1 hit".to_owned(),
+        count => format!("{count} hits"),
     }
 }
