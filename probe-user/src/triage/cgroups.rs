@@ -271,7 +271,8 @@ fn kinds(levels: &[Level]) -> Vec<Option<Kind>> {
             Some(Kind::Pod)
         } else if claims(own) || level.parent.is_some_and(|parent| taken[parent]) {
             taken[index] = true;
-            None
+            // A limit is a reason to wait of its own.
+            level.own_max_bytes.map(|_| Kind::Other)
         } else if claimed_below[index] || (level.path.ends_with(b".slice") && !level.is_leaf) {
             None
         } else {

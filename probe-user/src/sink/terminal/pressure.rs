@@ -233,6 +233,13 @@ fn duration(ns: u64) -> String {
     }
 }
 
+fn hits(count: u64) -> String {
+    match count {
+        1 => "1 hit".to_owned(),
+        count => format!("{count} hits"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,12 +296,5 @@ mod tests {
             "the last bucket has no bound"
         );
         assert_eq!(half_under_ns(&[]), None);
-    }
-}
-
-fn hits(count: u64) -> String {
-    match count {
-        1 => "1 hit".to_owned(),
-        count => format!("{count} hits"),
     }
 }

@@ -97,6 +97,11 @@ impl<'a> Activity<'a> {
         part(&self.last).saturating_sub(part(&self.first))
     }
 
+    /// The opposite, bytes; 0 if it grew.
+    pub(super) fn shrinkage(&self, part: impl Fn(&Detail) -> u64) -> u64 {
+        part(&self.first).saturating_sub(part(&self.last))
+    }
+
     /// Hits of its own hard limit.
     pub(super) fn hits(&self) -> u64 {
         self.count(|d| d.max_events)

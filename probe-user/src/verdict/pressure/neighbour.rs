@@ -5,6 +5,7 @@ use super::activity::{Activity, NodeActivity, Wait, over};
 use super::thresholds::{NEIGHBOUR_BYTES_PER_S, NEIGHBOUR_RATIO, PROTECTED_RATIO};
 use crate::event::label::{self, bytes, ratio};
 use crate::event::{Confidence, Finding, FindingId};
+use crate::pressure::sample::Detail;
 use crate::pressure::series::approx;
 
 /// The node reclaims for what one cgroup takes, and another one waits.
@@ -89,17 +90,21 @@ pub(super) fn noisy(
 /// Memory that a cgroup took from the node: what it grew by, and what it took anew while as much
 /// of its own was reclaimed. One that reclaims at its own limit takes nothing from others.
 fn taken_bytes(leaf: &Activity<'_>, page_bytes: u64) -> u64 {
-    let grown = leaf.growth(|d| {
+    let held = |d: &Detail| {
         d.anon_bytes
             .saturating_add(d.file_bytes)
             .saturating_add(d.shmem_bytes)
             .saturating_add(d.kernel_bytes.unwrap_or(0))
-    });
+    };
     if leaf.at_own_limit() {
-        return grown;
+        return leaf.growth(held);
     }
-    let turned_over = leaf.count(|d| d.pgsteal).saturating_mul(page_bytes);
-    grown.saturating_add(turned_over)
+    // What the node took from it was not taken by it: what came in is what it grew by, or less,
+    // and what was reclaimed meanwhile.
+    let reclaimed = leaf.count(|d| d.pgsteal).saturating_mul(page_bytes);
+    let lost = leaf.shrinkage(held);
+    leaf.growth(held)
+        .saturating_add(reclaimed.saturating_sub(lost))
 }
 
 /// Cgroups without another one inside.

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use nix::errno::Errno;
-use nix::sched::CloneFlags;
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -54,6 +54,9 @@ struct Args {
     /// Take memory from this NUMA node only
     #[arg(long)]
     bind_node: Option<u32>,
+    /// Stay on this processor
+    #[arg(long)]
+    cpu: Option<usize>,
     /// Wait for one byte on stdin before memory is taken
     #[arg(long)]
     go: bool,
@@ -145,6 +148,11 @@ fn run(args: Args) -> Result<ExitCode> {
     if let Some(comm) = args.comm {
         let comm = CString::new(comm.into_vec()).context("comm")?;
         prctl::set_name(&comm).context("comm")?;
+    }
+    if let Some(cpu) = args.cpu {
+        let mut set = CpuSet::new();
+        set.set(cpu).context("processor")?;
+        sched_setaffinity(Pid::from_raw(0), &set).context("sched_setaffinity")?;
     }
     if let Some(node) = args.bind_node {
         bind_to_node(node)?;
