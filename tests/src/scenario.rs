@@ -117,6 +117,8 @@ pub struct Scenario {
     pub needs: &'static [Need],
     /// Disturbs the whole machine: runs only when it is named, in a guest of its own.
     pub guest_exclusive: bool,
+    /// Takes minutes: runs only when it is named, or with kernels other than the default ones.
+    pub slow: bool,
     /// Time it may take on a machine with virtualisation; a guest gets more.
     pub seconds: u32,
     /// What it does.
@@ -135,6 +137,7 @@ impl Scenario {
             about,
             needs: &[],
             guest_exclusive: false,
+            slow: false,
             seconds: 60,
             run,
         }
@@ -144,6 +147,13 @@ impl Scenario {
     #[must_use]
     pub const fn needs(mut self, needs: &'static [Need]) -> Self {
         self.needs = needs;
+        self
+    }
+
+    /// Takes minutes.
+    #[must_use]
+    pub const fn slow(mut self) -> Self {
+        self.slow = true;
         self
     }
 
@@ -352,6 +362,9 @@ impl Runner {
     fn obstacle(&self, scenario: &Scenario, named: bool) -> Option<String> {
         if let Some(reason) = scenario.needs.iter().find_map(|need| need.missing(self)) {
             return Some(reason);
+        }
+        if scenario.slow && !named {
+            return Some("takes minutes: runs when it is named".to_owned());
         }
         let alone = scenario.guest_exclusive && !named;
         alone.then(|| "disturbs the whole machine: runs alone, when named by --only".to_owned())

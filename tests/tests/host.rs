@@ -20,9 +20,11 @@ fn main() -> ExitCode {
     let trials = scenarios::all()
         .map(|scenario| {
             let (runner, oomprobe) = (Arc::clone(&runner), oomprobe.clone());
+            let filter = arguments.filter.as_deref();
+            let named = filter.is_some_and(|filter| scenario.name.contains(filter));
             Trial::ignorable_test(scenario.name, move || {
                 let mut runner = runner.lock().unwrap_or_else(PoisonError::into_inner);
-                run(&mut runner, scenario, oomprobe.into())
+                run(&mut runner, scenario, named, oomprobe.into())
             })
         })
         .collect();
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
 fn run(
     runner: &mut Option<Runner>,
     scenario: &Scenario,
+    named: bool,
     oomprobe: std::path::PathBuf,
 ) -> Result<Completion, Failed> {
     let runner = match runner {
@@ -52,7 +55,7 @@ fn run(
             oomprobe: Some(oomprobe),
         })?),
     };
-    let report = runner.run(scenario, false);
+    let report = runner.run(scenario, named);
     let reason = report.reason.unwrap_or_default();
     match report.outcome {
         Outcome::Passed => Ok(Completion::Completed),

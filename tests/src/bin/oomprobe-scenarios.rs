@@ -58,6 +58,7 @@ fn list() -> Result<()> {
             "about": scenario.about,
             "needs": scenario.needs.iter().map(|need| format!("{need:?}")).collect::<Vec<_>>(),
             "guest_exclusive": scenario.guest_exclusive,
+            "slow": scenario.slow,
         });
         writeln!(io::stdout(), "{line}")?;
     }

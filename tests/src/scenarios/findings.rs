@@ -30,6 +30,7 @@ pub(super) const ALL: &[Scenario] = &[
         page_cache_pressure,
     )
     .needs(V2)
+    .slow()
     .seconds(20),
     Scenario::new(
         "tmpfs_growth",
@@ -37,6 +38,7 @@ pub(super) const ALL: &[Scenario] = &[
         tmpfs_growth,
     )
     .needs(V2)
+    .slow()
     .seconds(20),
     Scenario::new(
         "limit_too_tight",
@@ -44,6 +46,7 @@ pub(super) const ALL: &[Scenario] = &[
         limit_too_tight,
     )
     .needs(V2)
+    .slow()
     .seconds(20),
     Scenario::new(
         "thrash_without_kill",
@@ -51,6 +54,7 @@ pub(super) const ALL: &[Scenario] = &[
         thrash_without_kill,
     )
     .needs(V2)
+    .slow()
     .seconds(20),
     Scenario::new(
         "swap_thrash",
@@ -58,6 +62,7 @@ pub(super) const ALL: &[Scenario] = &[
         swap_thrash,
     )
     .needs(V2)
+    .slow()
     .seconds(20),
     Scenario::new(
         "high_throttling",
@@ -65,6 +70,7 @@ pub(super) const ALL: &[Scenario] = &[
         high_throttling,
     )
     .needs(V2)
+    .slow()
     .seconds(20),
     Scenario::new(
         "noisy_neighbour",
@@ -72,6 +78,7 @@ pub(super) const ALL: &[Scenario] = &[
         noisy_neighbour,
     )
     .needs(&[Need::Tracer, Need::Guest, Need::CgroupV2, Need::NoSwap])
+    .slow()
     .guest_exclusive(),
     Scenario::new(
         "healthy_but_busy",

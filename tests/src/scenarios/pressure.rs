@@ -28,6 +28,7 @@ pub(super) const ALL: &[Scenario] = &[
         million_limit_hits,
     )
     .needs(&[Need::Tracer, Need::NoGuest])
+    .slow()
     .seconds(400),
     Scenario::new(
         "stall_time",

@@ -37,6 +37,7 @@ struct Scenario {
     name: String,
     needs: BTreeSet<String>,
     guest_exclusive: bool,
+    slow: bool,
 }
 
 /// A line of `oomprobe-scenarios run`.
@@ -73,7 +74,10 @@ pub(super) fn run(
     wanted: &[String],
 ) -> Result<Tally> {
     let directory = programs::directory(workspace)?;
-    let scenarios = list(&directory, wanted)?;
+    // The default kernels are what every change is tested on.
+    let is_default = kernels.iter().all(|kernel| kernel == "default");
+    let mut scenarios = list(&directory, wanted)?;
+    scenarios.retain(|scenario| !scenario.slow || !is_default || !wanted.is_empty());
     let vm = Vm::prepare()?;
     let matrix = Matrix::load()?;
     let mut tally = Tally::default();
@@ -329,6 +333,7 @@ mod tests {
             name: name.to_owned(),
             needs: needs.iter().map(|&need| need.to_owned()).collect(),
             guest_exclusive,
+            slow: false,
         }
     }
 

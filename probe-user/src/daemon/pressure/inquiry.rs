@@ -26,7 +26,7 @@ use crate::{
 const SPAN: Duration = Duration::from_secs(5);
 
 /// Between two inquiries about one subject, ns.
-const PAUSE_NS: u64 = 30_000_000_000;
+const PAUSE_NS: u64 = 15_000_000_000;
 
 /// Pressure that is over by the time of the looks is told only if something was found all the same.
 const LEAST_RATIO: f64 = 0.01;

@@ -47,7 +47,10 @@ impl Ledger {
         };
         let is_news = match counter {
             Counter::Hits(_) => new.count > 0,
-            Counter::Stalls(_) => new.total_ns >= LEAST_STALL_NS,
+            // Who was told of some is told of all in the end.
+            Counter::Stalls(_) => {
+                new.total_ns >= LEAST_STALL_NS || (last && told.is_some() && new.count > 0)
+            }
         };
         let is_time = last || told.is_none() || now_ns >= at_ns.saturating_add(PAUSE_NS);
         if !is_news || !is_time {
@@ -103,6 +106,10 @@ mod tests {
         let (little, enough) = (stalls(9, LEAST_STALL_NS - 1), stalls(10, LEAST_STALL_NS));
         assert_eq!(ledger.due(1, RECLAIM, little, 5, false), None);
         assert_eq!(ledger.due(1, RECLAIM, enough, 5, false), Some(enough));
+        let rest = stalls(11, LEAST_STALL_NS + 7);
+        assert_eq!(ledger.due(1, RECLAIM, rest, 9, false), None);
+        assert_eq!(ledger.due(1, RECLAIM, rest, 9, true), Some(stalls(1, 7)));
+        assert_eq!(ledger.due(2, RECLAIM, little, 9, true), None);
     }
 
     #[test]
