@@ -313,9 +313,14 @@ impl Pressure {
         Some((cgroup.record.series(), cgroup.settings))
     }
 
-    /// Usage of the cgroup at `path` when it was last looked at, bytes, and its limits.
+    /// Usage of the cgroup at `path` when it was last looked at, bytes, and its limits; also of one
+    /// that was removed a moment ago.
     pub fn usage(&self, path: &[u8]) -> Option<(u64, Settings)> {
-        let cgroup = self.cgroups.get(path)?;
+        let gone = || self.gone.iter().rev().find(|(gone, _)| **gone == *path);
+        let cgroup = match self.cgroups.get(path) {
+            Some(cgroup) => cgroup,
+            None => &gone()?.1,
+        };
         Some((cgroup.usage_bytes, cgroup.settings))
     }
 

@@ -25,6 +25,7 @@ use crate::{
     incident::{
         assemble::Incident,
         evidence::LimitOwner,
+        limit::NO_LIMIT_PAGES,
         who::{Identities, Who},
     },
     kernel::{
@@ -85,6 +86,8 @@ struct Counted<'a> {
     totals: &'a LimitTotals,
     /// At the hit; `None` takes the last sample.
     usage_bytes: Option<u64>,
+    /// `memory.max` and `memory.high` at the hit; `None` takes those last read.
+    limit_bytes: [Option<u64>; 2],
     reclaim_ns: Option<u64>,
 }
 
@@ -182,6 +185,9 @@ impl Daemon {
         let counted = Counted {
             totals: &hit.totals,
             usage_bytes: Some(usage_bytes),
+            limit_bytes: [hit.max_pages, hit.high_pages].map(|pages| {
+                (pages < NO_LIMIT_PAGES).then(|| pages.saturating_mul(self.context.page_bytes))
+            }),
             reclaim_ns: None,
         };
         self.tell_hits(hit.memcg_id, Some(&path), &counted, now_ns, false);
@@ -270,6 +276,7 @@ impl Daemon {
             let counted = Counted {
                 totals,
                 usage_bytes: None,
+                limit_bytes: [None; 2],
                 reclaim_ns: reclaim.map(|reclaim| reclaim.total_ns),
             };
             self.tell_hits(memcg.memcg_id, path, &counted, now_ns, last);
@@ -325,10 +332,12 @@ impl Daemon {
                 kernel_count: Some(kernel_count),
                 reclaim_ns: counted.reclaim_ns,
                 usage_bytes: counted.usage_bytes.or(now.map(|(usage, _)| usage)),
-                limit_bytes: now.and_then(|(_, settings)| match event {
-                    LimitEvent::Max => settings.own_max_bytes,
-                    LimitEvent::High => settings.high_bytes,
-                }),
+                limit_bytes: match event {
+                    LimitEvent::Max => counted.limit_bytes[0]
+                        .or_else(|| now.and_then(|(_, settings)| settings.own_max_bytes)),
+                    LimitEvent::High => counted.limit_bytes[1]
+                        .or_else(|| now.and_then(|(_, settings)| settings.high_bytes)),
+                },
                 last_trigger: (totals.last_tid != 0).then(|| last_trigger(totals)),
                 source: source.clone(),
             };
