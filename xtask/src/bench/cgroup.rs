@@ -37,14 +37,15 @@ impl Scratch {
         Ok(scratch)
     }
 
-    /// A cgroup with a limit.
+    /// A cgroup with a limit of memory and swap together.
     pub(super) fn limited(limit_bytes: u64) -> Result<Self> {
         let scratch = Self::create()?;
         scratch.limit(&scratch.dir, limit_bytes)?;
+        scratch.forbid_swap(limit_bytes)?;
         Ok(scratch)
     }
 
-    /// A cgroup with a limit below this one.
+    /// A cgroup with a limit below this one. Swap has none: on v1 the kernel counts no hits of it.
     pub(super) fn child(&self, name: &str, limit_bytes: u64) -> Result<PathBuf> {
         self.control_memory_below(&self.dir)?;
         let dir = self.dir.join(name);
@@ -56,15 +57,17 @@ impl Scratch {
     /// How often a cgroup hit its limit, as the kernel counts it. On v1 each try to charge counts,
     /// of which there may be two before a reclaim.
     pub(super) fn hits(&self, dir: &Path) -> Result<u64> {
-        let (file, name) = match self.version {
-            "v1" => ("memory.failcnt", ""),
-            _ => ("memory.events", "max "),
+        let read = |file: &str| {
+            let file = dir.join(file);
+            fs::read_to_string(&file).with_context(|| file.display().to_string())
         };
-        let file = dir.join(file);
-        let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-        text.lines()
-            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
-            .with_context(|| format!("{}: no count of limit hits", file.display()))
+        let count = match self.version {
+            "v1" => read("memory.failcnt")?.trim().parse().ok(),
+            _ => read("memory.events")?
+                .lines()
+                .find_map(|line| line.strip_prefix("max ")?.parse().ok()),
+        };
+        count.with_context(|| format!("{}: no count of limit hits", dir.display()))
     }
 
     /// Removes the cgroups below this one.
@@ -80,19 +83,23 @@ impl Scratch {
     }
 
     fn limit(&self, dir: &Path, bytes: u64) -> Result<()> {
-        let (limit, swap, swap_bytes) = match self.version {
-            "v1" => (
-                "memory.limit_in_bytes",
-                "memory.memsw.limit_in_bytes",
-                bytes,
-            ),
-            _ => ("memory.max", "memory.swap.max", 0),
+        let file = match self.version {
+            "v1" => "memory.limit_in_bytes",
+            _ => "memory.max",
         };
-        write(&dir.join(limit), &bytes.to_string())?;
-        let swap = dir.join(swap);
+        write(&dir.join(file), &bytes.to_string())
+    }
+
+    /// Leaves nowhere to swap to for a cgroup with this limit.
+    fn forbid_swap(&self, limit_bytes: u64) -> Result<()> {
+        let (file, bytes) = match self.version {
+            "v1" => ("memory.memsw.limit_in_bytes", limit_bytes),
+            _ => ("memory.swap.max", 0),
+        };
+        let file = self.dir.join(file);
         // Absent where swap is not accounted.
-        if swap.exists() {
-            write(&swap, &swap_bytes.to_string())?;
+        if file.exists() {
+            write(&file, &bytes.to_string())?;
         }
         Ok(())
     }

@@ -25,8 +25,19 @@ pub(super) struct Row<F> {
     /// All are to be reached.
     targets: &'static [Target],
     of: fn(&F) -> Option<f64>,
+    /// How far the figure may be off.
+    error: fn(&F) -> Option<f64>,
 }
 
+impl<F> Row<F> {
+    /// Judged only as far as the error allows.
+    pub(super) const fn give_or_take(mut self, error: fn(&F) -> Option<f64>) -> Self {
+        self.error = error;
+        self
+    }
+}
+
+/// A figure that has no error worth mentioning.
 pub(super) const fn row<F>(
     what: &'static str,
     unit: &'static str,
@@ -38,7 +49,15 @@ pub(super) const fn row<F>(
         unit,
         targets,
         of,
+        error: |_| None,
     }
+}
+
+/// A figure and how far it may be off.
+#[derive(Clone, Copy)]
+struct Figure {
+    value: f64,
+    error: f64,
 }
 
 /// Lines that no tool has a figure for are left out.
@@ -49,21 +68,28 @@ pub(super) fn figures<F>(text: &mut String, rows: &[Row<F>], tools: &BTreeMap<Ki
     )?;
     writeln!(text, "|---|---|--:|--:|--:|---|---|")?;
     for row in rows {
-        let of = |kind| (row.of)(tools.get(&kind)?);
+        let of = |kind| {
+            let figures = tools.get(&kind)?;
+            Some(Figure {
+                value: (row.of)(figures)?,
+                error: (row.error)(figures).unwrap_or_default(),
+            })
+        };
         let (ours, other) = (of(Kind::Oomprobe), of(Kind::Bpftrace));
         if ours.is_none() && other.is_none() {
             continue;
         }
-        let ratio = ours.zip(other).filter(|(_, other)| *other > 0.0);
-        let ratio = ratio.map(|(ours, other)| ours / other);
+        let told = |figure: &Figure| figure.value > figure.error;
+        let ratio = ours.filter(told).zip(other.filter(told));
+        let ratio = ratio.map(|(ours, other)| ours.value / other.value);
         let (target, met) = ours.map_or_else(Default::default, |ours| judge(row, ours, other));
         writeln!(
             text,
             "| {} | {} | {} | {} | {} | {target} | {met} |",
             row.what,
             row.unit,
-            number(ours),
-            number(other),
+            shown(ours),
+            shown(other),
             number(ratio),
         )?;
     }
@@ -71,26 +97,49 @@ pub(super) fn figures<F>(text: &mut String, rows: &[Row<F>], tools: &BTreeMap<Ki
 }
 
 /// The targets in words, and whether they are met; a comparison needs its other side.
-fn judge<F>(row: &Row<F>, ours: f64, other: Option<f64>) -> (String, &'static str) {
-    let judged = row.targets.iter().map(|target| match *target {
-        Target::Below(limit) => (format!("< {limit}"), Some(ours < limit)),
-        Target::OfBpftrace(part) => {
-            let said = match part {
-                1.0 => "≤ bpftrace's".to_owned(),
-                _ => format!("≤ {part} × bpftrace's"),
-            };
-            (said, other.map(|other| ours <= other * part))
+fn judge<F>(row: &Row<F>, ours: Figure, other: Option<Figure>) -> (String, &'static str) {
+    let mut said = Vec::new();
+    let mut met = Vec::new();
+    for target in row.targets {
+        let (words, limit) = match *target {
+            Target::Below(value) => (format!("< {value}"), Some(Figure { value, error: 0.0 })),
+            Target::OfBpftrace(part) => (
+                match part {
+                    1.0 => "≤ bpftrace's".to_owned(),
+                    _ => format!("≤ {part} × bpftrace's"),
+                },
+                other.map(|other| Figure {
+                    value: other.value * part,
+                    error: other.error * part,
+                }),
+            ),
+        };
+        let met_here = limit.map(|limit| {
+            if (limit.value - ours.value).abs() < limit.error.hypot(ours.error) {
+                "in the noise"
+            } else if ours.value < limit.value
+                || (matches!(target, Target::OfBpftrace(_)) && ours.value <= limit.value)
+            {
+                "met"
+            } else {
+                "**not met**"
+            }
+        });
+        said.push(words);
+        met.extend(met_here);
+    }
+    let worst = ["**not met**", "in the noise", "met"];
+    let met = worst.into_iter().find(|word| met.contains(word));
+    (said.join(", "), met.unwrap_or_default())
+}
+
+fn shown(figure: Option<Figure>) -> String {
+    match figure {
+        Some(Figure { value, error }) if error > 0.0 => {
+            format!("{} ± {}", number(Some(value)), number(Some(error)))
         }
-    });
-    let (said, met): (Vec<String>, Vec<Option<bool>>) = judged.unzip();
-    let met = if met.contains(&Some(false)) {
-        "**not met**"
-    } else if met.contains(&Some(true)) {
-        "met"
-    } else {
-        ""
-    };
-    (said.join(", "), met)
+        _ => number(figure.map(|figure| figure.value)),
+    }
 }
 
 /// What each BPF program of a tool cost, for each of `times` that `what` happened.
@@ -180,6 +229,33 @@ mod tests {
         assert!(table(half, 1.5, Some(2.0)).contains("**not met**"));
         assert!(table(half, 2.0, Some(9.0)).contains("**not met**"));
         assert!(table(&[Target::OfBpftrace(1.0)], 1.0, Some(1.0)).contains("≤ bpftrace's | met"));
+    }
+
+    #[test]
+    fn what_noise_may_have_made_is_not_judged() {
+        let judged = |ours, targets| {
+            let tools = [(Kind::Oomprobe, ours), (Kind::Bpftrace, 4.0)];
+            let mut text = String::new();
+            let rows = [row("cost", "%", targets, |f: &f64| Some(*f)).give_or_take(|_| Some(0.5))];
+            figures(&mut text, &rows, &BTreeMap::from(tools)).unwrap();
+            text
+        };
+        let below: &[Target] = &[Target::Below(2.0)];
+        assert!(
+            judged(1.6, below)
+                .contains("1.60 ± 0.500 | 4.00 ± 0.500 | 0.400 | < 2 | in the noise |")
+        );
+        assert!(judged(1.4, below).contains("| met |"));
+        assert!(judged(2.6, below).contains("| **not met** |"));
+        assert!(
+            judged(0.4, below).contains("| – | < 2 | met |"),
+            "no ratio of noise"
+        );
+        let half: &[Target] = &[Target::Below(2.0), Target::OfBpftrace(0.5)];
+        assert!(
+            judged(1.45, half).contains("| in the noise |"),
+            "both errors count"
+        );
     }
 
     #[test]

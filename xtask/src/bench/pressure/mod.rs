@@ -38,7 +38,7 @@ const ROUNDS: usize = 5;
 const ROUND_MIB: u64 = 64;
 
 /// Rounds over which BPF run time is accounted.
-const ACCOUNTED_ROUNDS: usize = 40;
+const ACCOUNTED_ROUNDS: u32 = 40;
 
 /// The same of the kernel's tracepoints in bpftrace: how long each cgroup waits for reclaim. The
 /// cgroup is the task's own (and on v1 not even the memory controller's), where oomprobe finds whose
@@ -57,7 +57,7 @@ tracepoint:vmscan:mm_vmscan_direct_reclaim_end /@start[tid]/ {
 #[derive(Debug, Args)]
 pub(crate) struct PressureArgs {
     /// Cycles for each slowdown: nothing, one tool, the other, nothing
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(2..))]
     cycles: u32,
     /// Seconds for each figure of a tool's CPU use
     #[arg(long, value_name = "S", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
@@ -91,11 +91,11 @@ struct Figures {
 #[derive(Debug, Default)]
 struct Cost {
     slowdown: Slowdown,
-    /// CPU time of the tool itself meanwhile, % of one.
-    tool_percent: Samples,
     programs: Vec<Ran>,
     reclaims: u64,
     hits: u64,
+    /// CPU time that the work in which the programs ran takes with nothing.
+    work_ns: f64,
 }
 
 /// How much longer the same work takes, % of what it takes with nothing, by cycle.
@@ -214,7 +214,6 @@ fn workload(
     let mut baseline = Vec::new();
     let mut again = Vec::new();
     let mut ratios: BTreeMap<Kind, Vec<Took>> = BTreeMap::new();
-    let mut own: BTreeMap<Kind, Vec<f64>> = BTreeMap::new();
     let mut hits_per_s = Vec::new();
     for _ in 0..cycles {
         let (start, hits) = (Instant::now(), scratch.hits(&cgroup)?);
@@ -225,11 +224,7 @@ fn workload(
         for kind in &order {
             let mut tool = Tool::start(programs, *kind)?;
             tool.ready()?;
-            let (start, cpu_ns) = (Instant::now(), process::cpu_ns(tool.pid())?);
             traced.push((*kind, part(&mut load)?));
-            let cpu_ns = super::table::count(process::cpu_ns(tool.pid())? - cpu_ns);
-            let percent = cpu_ns / 1e7 / start.elapsed().as_secs_f64();
-            own.entry(*kind).or_default().push(percent);
         }
         let last = part(&mut load)?;
         again.push(ratio(last, first));
@@ -240,6 +235,7 @@ fn workload(
         }
         order.reverse();
     }
+    let work_ns = median(baseline.iter().map(|took| took.cpu_ns))? * f64::from(ACCOUNTED_ROUNDS);
     measured.loads.insert(
         kind,
         Baseline {
@@ -253,7 +249,7 @@ fn workload(
     for (tool, figures) in &mut measured.tools {
         let cost = Cost {
             slowdown: ratios.remove(tool).into_iter().flatten().collect(),
-            tool_percent: own.remove(tool).into_iter().flatten().collect(),
+            work_ns,
             ..ran.remove(tool).unwrap_or_default()
         };
         match kind {
@@ -334,8 +330,7 @@ fn run_times(
     for cost in costs.values_mut() {
         cost.reclaims = reclaims;
         // What runs more rarely runs for something else.
-        cost.programs
-            .retain(|ran| ran.runs.count * 2 > reclaims.min(hits));
+        cost.programs.retain(|ran| ran.runs.count * 2 > reclaims);
     }
     Ok(costs)
 }
