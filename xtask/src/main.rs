@@ -50,8 +50,11 @@ enum Verb {
     Vm(vm::VmArgs),
     /// Try every hook on every kernel of the matrix and write docs/kernel-support.md
     KernelSupport(kernel_support::KernelSupportArgs),
-    /// Measure oomprobe beside other tools and write docs/benchmarks.md
+    /// Measure oomprobe beside other tools and write a section of docs/benchmarks.md
     Bench(bench::BenchArgs),
+    /// Be the workload of a benchmark
+    #[command(hide = true)]
+    BenchLoad(bench::LoadArgs),
     /// Check format, lints, documentation and dependencies
     Lint,
     /// Run all that a change must pass
@@ -88,6 +91,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Vm(args) => return vm::vm(&cache, args),
         Verb::KernelSupport(args) => kernel_support::run(&cache, &args)?,
         Verb::Bench(args) => bench::run(&args)?,
+        Verb::BenchLoad(args) => bench::work(&args)?,
         Verb::Lint => lint::all(&cache)?,
         Verb::Test(args) => return test::run(&cache, &args),
     }

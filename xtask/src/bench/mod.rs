@@ -3,16 +3,21 @@
 //! Nothing here passes or fails on a time: figures are compared with their targets, printed, and
 //! written to docs/benchmarks.md.
 
-mod kill;
+mod cgroup;
+mod document;
+mod machine;
 mod oom;
+mod pressure;
 mod process;
 mod programs;
-mod report;
 mod stats;
+mod table;
 mod tool;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+
+pub(crate) use pressure::load::{LoadArgs, work};
 
 /// What to measure.
 #[derive(Debug, Args)]
@@ -25,11 +30,15 @@ pub(crate) struct BenchArgs {
 enum What {
     /// OOM kills: latency, memory, CPU, start-up, size and BPF run time, beside bpftrace
     Oom(oom::OomArgs),
+    /// Memory pressure: slowdown of a workload at its limit, BPF run time, CPU with 500 cgroups,
+    /// beside bpftrace
+    Pressure(pressure::PressureArgs),
 }
 
 /// Runs the benchmark that was asked for.
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     match &args.what {
         What::Oom(args) => oom::run(args),
+        What::Pressure(args) => pressure::run(args),
     }
 }

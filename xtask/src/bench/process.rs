@@ -46,6 +46,34 @@ pub(super) fn cpu_ns(pid: u32) -> Result<u64> {
     }
 }
 
+/// The CPUs that the calling thread may run on.
+pub(super) fn cpus() -> Result<Vec<usize>> {
+    // SAFETY: an empty set is all-zero.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set is valid, and the size its own.
+    if unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) } != 0 {
+        return Err(io::Error::last_os_error()).context("CPUs of this process");
+    }
+    // SAFETY: the set is valid, and no number is outside it.
+    let has = |cpu: &usize| unsafe { libc::CPU_ISSET(*cpu, &set) };
+    Ok((0..size_of_val(&set) * 8).filter(has).collect())
+}
+
+/// Keeps the calling thread, and what it starts from then on, on these CPUs.
+pub(super) fn pin(cpus: &[usize]) -> Result<()> {
+    // SAFETY: an empty set is all-zero.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for cpu in cpus {
+        // SAFETY: the set is valid; a CPU it has no room for is ignored.
+        unsafe { libc::CPU_SET(*cpu, &mut set) };
+    }
+    // SAFETY: the set is valid, and the size its own.
+    match unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()).with_context(|| format!("stay on CPUs {cpus:?}")),
+    }
+}
+
 /// The clock of `bpf_ktime_get_boot_ns()`, ns.
 pub(super) fn boot_ns() -> Result<u64> {
     Ok(clock_ns(libc::CLOCK_BOOTTIME)?)

@@ -27,6 +27,15 @@ impl Samples {
         self.percentile(50)
     }
 
+    /// How far the median may be from that of endlessly many samples: two standard errors, by the
+    /// middle half of the samples, as for a normal distribution.
+    pub(super) fn median_error(&self) -> Option<f64> {
+        let middle_half = self.percentile(75)? - self.percentile(25)?;
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^53 samples")]
+        let count = self.len() as f64;
+        Some(2.0 * 1.2533 * middle_half / 1.349 / count.sqrt())
+    }
+
     pub(super) fn max(&self) -> Option<f64> {
         self.0.last().copied()
     }
@@ -47,5 +56,20 @@ mod tests {
         assert_eq!(one.percentile(1), Some(7.0));
         assert_eq!(one.percentile(99), Some(7.0));
         assert_eq!(Samples::default().median(), None);
+    }
+
+    #[test]
+    fn the_median_is_surer_with_more_samples() {
+        let error = |count| {
+            (0..count)
+                .map(f64::from)
+                .map(|n| n % 4.0)
+                .collect::<Samples>()
+                .median_error()
+                .unwrap()
+        };
+        assert!((error(400) * 2.0 - error(100)).abs() < 1e-9);
+        assert!(error(4) > 0.9);
+        assert_eq!(Samples::default().median_error(), None);
     }
 }

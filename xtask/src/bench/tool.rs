@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fmt,
     fs::File,
-    io::{BufRead as _, BufReader, Read as _, Seek as _},
+    io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _},
     path::Path,
     process::{Child, ChildStdout, Command, Stdio},
     sync::mpsc::{Receiver, channel},
@@ -18,8 +18,8 @@ use super::process;
 /// How long a tool may take for anything at all.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The least bpftrace can do to report a victim: time and pid, nothing of the cause.
-const SCRIPT: &str = r#"tracepoint:oom:mark_victim { printf("%llu %d\n", nsecs, args->pid); }"#;
+/// What bpftrace's command says when the script is attached.
+const ATTACHED: &str = "attached\n";
 
 /// Where bpftrace looks for tracepoints.
 const EVENTS: &str = "/sys/kernel/tracing/events";
@@ -64,22 +64,24 @@ enum Said {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Programs<'a> {
     pub(super) oomprobe: &'a Path,
+    /// What bpftrace is to do.
+    pub(super) script: &'a str,
 }
 
 impl Programs<'_> {
-    fn command(self, kind: Kind, once: bool) -> Command {
+    fn command(self, kind: Kind) -> Command {
         match kind {
             Kind::Oomprobe => {
                 let mut command = Command::new(self.oomprobe);
                 command.args(["trace", "-o", "json"]);
                 command
             }
-            Kind::Bpftrace => bpftrace(once),
+            Kind::Bpftrace => bpftrace(self.script),
         }
     }
 }
 
-fn bpftrace(once: bool) -> Command {
+fn bpftrace(script: &str) -> Command {
     let mut command = if Path::new(EVENTS).is_dir() {
         Command::new("bpftrace")
     } else {
@@ -91,11 +93,9 @@ fn bpftrace(once: bool) -> Command {
         ]);
         unshare
     };
-    command.args(["-e", SCRIPT]);
-    if once {
-        // It has no line of its own for "attached": a command it starts then says so.
-        command.args(["-c", "/bin/echo attached"]);
-    }
+    // It has no line of its own for "attached": a command it starts then passes on what waits for
+    // it, and goes when the pipe is closed.
+    command.args(["-c", "/bin/cat", "-e", script]);
     command
 }
 
@@ -111,14 +111,14 @@ pub(super) struct Tool {
 }
 
 impl Tool {
-    /// Starts a tool; bpftrace does not say when it is ready.
+    /// Starts a tool.
     pub(super) fn start(programs: Programs<'_>, kind: Kind) -> Result<Self> {
-        Self::spawn(programs.command(kind, false), kind)
+        Self::spawn(programs.command(kind), kind)
     }
 
     /// How long a tool takes from being started to being attached, ms. It is ended then.
     pub(super) fn start_up_ms(programs: Programs<'_>, kind: Kind) -> Result<(f64, String)> {
-        let mut tool = Self::spawn(programs.command(kind, true), kind)?;
+        let mut tool = Self::start(programs, kind)?;
         tool.ready()
     }
 
@@ -126,11 +126,17 @@ impl Tool {
         let stderr = tempfile::tempfile().context("file for stderr")?;
         let spawned_ns = process::boot_ns()?;
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(stderr.try_clone()?)
             .spawn()
             .with_context(|| format!("cannot start {kind}"))?;
+        if kind == Kind::Bpftrace {
+            let stdin = child.stdin.as_mut().context("stdin")?;
+            stdin
+                .write_all(ATTACHED.as_bytes())
+                .context("stdin of bpftrace")?;
+        }
         let stdout = child.stdout.take().context("stdout")?;
         let (sender, lines) = channel();
         std::thread::spawn(move || {
@@ -259,7 +265,7 @@ fn of_oomprobe(line: String) -> Said {
 }
 
 fn of_bpftrace(line: String) -> Said {
-    if line.trim_end() == "attached" {
+    if line == ATTACHED {
         return Said::Ready(line);
     }
     let kill = line

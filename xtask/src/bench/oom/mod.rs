@@ -3,32 +3,29 @@
 //! Every figure of bpftrace is taken in the same run, on the same kills where both run at once.
 //! Orders are mirrored (A B … B A), so that neither tool always comes first.
 
+mod kill;
+mod report;
+
 use std::{
     collections::BTreeMap,
-    fs,
     hash::{BuildHasher as _, Hasher as _, RandomState},
-    path::{Path, PathBuf},
-    process::Command,
+    path::Path,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 
 use super::{
-    kill::Scratch,
+    cgroup::Scratch,
+    document,
+    machine::{self, Installed},
     process::{self, Memory},
     programs::{Accounting, Ran, Watch},
-    report,
     stats::Samples,
     tool::{Kind, Programs, Seen, Tool, ms},
 };
-use crate::{
-    cmd::{self, status},
-    debian::{self, Tool as Package},
-    user,
-    workspace::Workspace,
-};
+use crate::{cmd::status, debian, user};
 
 /// How long the line of one kill may take before it counts as missed.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -38,6 +35,9 @@ const WARM_UP: Duration = Duration::from_secs(30);
 
 /// Over which CPU use without a kill is measured.
 const IDLE: Duration = Duration::from_secs(10);
+
+/// The least bpftrace can do to report a victim: time and pid, nothing of the cause.
+const SCRIPT: &str = r#"tracepoint:oom:mark_victim { printf("%llu %d\n", nsecs, args->pid); }"#;
 
 /// Starts of each tool.
 const STARTS: usize = 10;
@@ -64,6 +64,7 @@ pub(super) struct Measured {
 /// What was measured of one tool.
 #[derive(Debug, Default)]
 pub(super) struct Figures {
+    pub(super) kills: u32,
     pub(super) version: String,
     pub(super) size_bytes: u64,
     pub(super) start_up_ms: Samples,
@@ -74,6 +75,17 @@ pub(super) struct Figures {
     pub(super) first_ms: Samples,
     pub(super) cost: Option<Cost>,
     pub(super) programs: Vec<Ran>,
+}
+
+impl Figures {
+    fn of(installed: Installed, kills: u32) -> Self {
+        Self {
+            kills,
+            version: installed.version,
+            size_bytes: installed.size_bytes,
+            ..Self::default()
+        }
+    }
 }
 
 /// Kill to line.
@@ -96,43 +108,37 @@ pub(super) struct Cost {
 /// The reports of one kill by tool; a tool that missed it is absent.
 type Reports = BTreeMap<Kind, Seen>;
 
-/// Measures and writes docs/benchmarks.md.
+/// Measures and writes its part of docs/benchmarks.md.
 pub(super) fn run(args: &OomArgs) -> Result<()> {
     if !debian::is_root()? {
         bail!("tracing OOM kills needs root: `sudo -E cargo xtask bench oom`");
     }
-    let workspace = Workspace::find()?;
     let oomprobe = user::build(user::Profile::Release)?;
     let measured = measure(args, &oomprobe)?;
-    let text = report::markdown(&measured);
-    print!("{text}");
-    let file = workspace.root.join("docs/benchmarks.md");
-    fs::write(&file, text).with_context(|| file.display().to_string())?;
-    status("Wrote", file.display());
-    Ok(())
+    document::write(document::OOM_KILLS, &report::markdown(&measured))
 }
 
 fn measure(args: &OomArgs, oomprobe: &Path) -> Result<Measured> {
-    let programs = Programs { oomprobe };
-    let scratch = Scratch::create()?;
+    let programs = Programs {
+        oomprobe,
+        script: SCRIPT,
+    };
+    let scratch = Scratch::limited(kill::LIMIT_BYTES)?;
     let mut measured = Measured {
         kills: args.kills,
-        machine: machine(&scratch)?,
+        machine: machine::describe(scratch.version)?,
         without_bpftrace: None,
         tools: BTreeMap::from([(
             Kind::Oomprobe,
-            Figures {
-                version: cmd::output(Command::new(oomprobe).arg("--version"))?
-                    .trim()
-                    .to_owned(),
-                size_bytes: size(oomprobe)?,
-                ..Figures::default()
-            },
+            Figures::of(machine::oomprobe(oomprobe)?, args.kills),
         )]),
         stamps_apart_ms: Samples::default(),
     };
-    match bpftrace(programs) {
-        Ok(figures) => drop(measured.tools.insert(Kind::Bpftrace, figures)),
+    match machine::bpftrace(programs) {
+        Ok(installed) => {
+            let figures = Figures::of(installed, args.kills);
+            measured.tools.insert(Kind::Bpftrace, figures);
+        }
         Err(error) => {
             let why = format!("{error:#}");
             status("Warning", format_args!("without bpftrace: {why}"));
@@ -143,26 +149,8 @@ fn measure(args: &OomArgs, oomprobe: &Path) -> Result<Measured> {
     latencies(&mut measured, programs, &scratch)?;
     costs(&mut measured, programs, &scratch)?;
     run_times(&mut measured, programs, &scratch)?;
-    measured.machine.push(("load after", load()?));
+    measured.machine.push(("load after", machine::load()?));
     Ok(measured)
-}
-
-/// Makes sure that bpftrace is there and can trace kills on this kernel.
-fn bpftrace(programs: Programs<'_>) -> Result<Figures> {
-    let packages = ["bpftrace", "bpftool"].map(|name| Package {
-        program: name,
-        package: name,
-    });
-    debian::ensure_installed("compare with another tracer", &packages)?;
-    let found = cmd::find_in_path("bpftrace").context("bpftrace is not in PATH")?;
-    Tool::start_up_ms(programs, Kind::Bpftrace)?;
-    Ok(Figures {
-        version: cmd::output(Command::new(&found).arg("--version"))?
-            .trim()
-            .to_owned(),
-        size_bytes: size_with_libraries(&found)?,
-        ..Figures::default()
-    })
 }
 
 fn kinds(measured: &Measured) -> Vec<Kind> {
@@ -181,7 +169,7 @@ fn start_ups(measured: &mut Measured, programs: Programs<'_>) -> Result<()> {
             let (ms, said) = Tool::start_up_ms(programs, kind)?;
             times.entry(kind).or_default().push(ms);
             if kind == Kind::Oomprobe && measured.machine.iter().all(|(name, _)| *name != "hooks") {
-                measured.machine.push(("hooks", hooks(&said)));
+                measured.machine.push(("hooks", machine::hooks(&said)));
             }
         }
     }
@@ -352,9 +340,7 @@ impl<'a> Session<'a> {
         };
         for kind in order {
             let mut tool = Tool::start(programs, *kind)?;
-            if *kind == Kind::Oomprobe {
-                tool.ready()?;
-            }
+            tool.ready()?;
             let deadline = Instant::now() + WARM_UP;
             let seen = loop {
                 let pid = scratch.kill()?;
@@ -412,78 +398,4 @@ impl<'a> Session<'a> {
         let of = |tool: &Tool| Ok((tool.kind, Memory::of(tool.pid())?));
         self.tools.iter().map(of).collect()
     }
-}
-
-/// The hooks that serve the signals of a kill, from a `probe_status` line.
-fn hooks(probe_status: &str) -> String {
-    let event: serde_json::Value = serde_json::from_str(probe_status).unwrap_or_default();
-    let signals = event["signals"].as_array().cloned().unwrap_or_default();
-    let hooks: Vec<&str> = signals
-        .iter()
-        .filter_map(|signal| signal["hook"].as_str())
-        .collect();
-    hooks.join(", ")
-}
-
-fn size(file: &Path) -> Result<u64> {
-    Ok(fs::metadata(file)
-        .with_context(|| file.display().to_string())?
-        .len())
-}
-
-/// Size of a program and the shared libraries it cannot start without.
-fn size_with_libraries(program: &Path) -> Result<u64> {
-    let list = cmd::output(Command::new("ldd").arg(program))?;
-    let libraries = list
-        .lines()
-        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
-        .map(PathBuf::from);
-    let mut sum = size(program)?;
-    for library in libraries {
-        sum += size(&library)?;
-    }
-    Ok(sum)
-}
-
-fn machine(scratch: &Scratch) -> Result<Vec<(&'static str, String)>> {
-    let read = |file: &str| fs::read_to_string(file).with_context(|| file.to_owned());
-    let after = |text: &str, name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name))?;
-        Some(line.split_once(':')?.1.trim().to_owned())
-    };
-    let cpu = read("/proc/cpuinfo")?;
-    let cpus = std::thread::available_parallelism().context("number of CPUs")?;
-    let model = after(&cpu, "model name").unwrap_or_else(|| "CPU".to_owned());
-    Ok(vec![
-        (
-            "date",
-            cmd::output(Command::new("date").args(["-u", "+%F %R UTC"]))?
-                .trim()
-                .to_owned(),
-        ),
-        (
-            "kernel",
-            cmd::output(Command::new("uname").arg("-srm"))?
-                .trim()
-                .to_owned(),
-        ),
-        ("CPU", format!("{cpus} × {model}")),
-        (
-            "memory",
-            after(&read("/proc/meminfo")?, "MemTotal").unwrap_or_default(),
-        ),
-        ("memory cgroup", scratch.version.to_owned()),
-        ("load before", load()?),
-        (
-            "niceness of all of it",
-            cmd::output(&mut Command::new("nice"))?.trim().to_owned(),
-        ),
-    ])
-}
-
-/// Mean number of runnable processes over the last 1, 5 and 15 minutes.
-fn load() -> Result<String> {
-    let text = fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
-    let load: Vec<&str> = text.split(' ').take(3).collect();
-    Ok(load.join(" "))
 }

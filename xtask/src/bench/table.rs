@@ -1,0 +1,281 @@
+//! Tables of a report: figures of the tools beside each other, with their targets.
+
+use std::{
+    collections::BTreeMap,
+    fmt::{Result, Write as _},
+};
+
+use super::{
+    programs::Ran,
+    tool::{Kind, ms},
+};
+
+/// What a figure of oomprobe is to reach.
+#[derive(Clone, Copy)]
+pub(super) enum Target {
+    Below(f64),
+    /// Not above this part of bpftrace's.
+    OfBpftrace(f64),
+}
+
+/// One line of the table of figures `F`.
+pub(super) struct Row<F> {
+    what: &'static str,
+    unit: &'static str,
+    /// All are to be reached.
+    targets: &'static [Target],
+    of: fn(&F) -> Option<f64>,
+    /// How far the figure may be off.
+    error: fn(&F) -> Option<f64>,
+}
+
+impl<F> Row<F> {
+    /// Judged only as far as the error allows.
+    pub(super) const fn give_or_take(mut self, error: fn(&F) -> Option<f64>) -> Self {
+        self.error = error;
+        self
+    }
+}
+
+/// A figure that has no error worth mentioning.
+pub(super) const fn row<F>(
+    what: &'static str,
+    unit: &'static str,
+    targets: &'static [Target],
+    of: fn(&F) -> Option<f64>,
+) -> Row<F> {
+    Row {
+        what,
+        unit,
+        targets,
+        of,
+        error: |_| None,
+    }
+}
+
+/// A figure and how far it may be off.
+#[derive(Clone, Copy)]
+struct Figure {
+    value: f64,
+    error: f64,
+}
+
+/// Lines that no tool has a figure for are left out.
+pub(super) fn figures<F>(text: &mut String, rows: &[Row<F>], tools: &BTreeMap<Kind, F>) -> Result {
+    writeln!(
+        text,
+        "| | unit | oomprobe | bpftrace | oomprobe ÷ bpftrace | target | |"
+    )?;
+    writeln!(text, "|---|---|--:|--:|--:|---|---|")?;
+    for row in rows {
+        let of = |kind| {
+            let figures = tools.get(&kind)?;
+            Some(Figure {
+                value: (row.of)(figures)?,
+                error: (row.error)(figures).unwrap_or_default(),
+            })
+        };
+        let (ours, other) = (of(Kind::Oomprobe), of(Kind::Bpftrace));
+        if ours.is_none() && other.is_none() {
+            continue;
+        }
+        let told = |figure: &Figure| figure.value > figure.error;
+        let ratio = ours.filter(told).zip(other.filter(told));
+        let ratio = ratio.map(|(ours, other)| ours.value / other.value);
+        let (target, met) = ours.map_or_else(Default::default, |ours| judge(row, ours, other));
+        writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {target} | {met} |",
+            row.what,
+            row.unit,
+            shown(ours),
+            shown(other),
+            number(ratio),
+        )?;
+    }
+    Ok(())
+}
+
+/// The targets in words, and whether they are met; a comparison needs its other side.
+fn judge<F>(row: &Row<F>, ours: Figure, other: Option<Figure>) -> (String, &'static str) {
+    let mut said = Vec::new();
+    let mut met = Vec::new();
+    for target in row.targets {
+        let (words, limit) = match *target {
+            Target::Below(value) => (format!("< {value}"), Some(Figure { value, error: 0.0 })),
+            Target::OfBpftrace(part) => (
+                match part {
+                    1.0 => "≤ bpftrace's".to_owned(),
+                    _ => format!("≤ {part} × bpftrace's"),
+                },
+                other.map(|other| Figure {
+                    value: other.value * part,
+                    error: other.error * part,
+                }),
+            ),
+        };
+        let met_here = limit.map(|limit| {
+            if (limit.value - ours.value).abs() < limit.error.hypot(ours.error) {
+                "in the noise"
+            } else if ours.value < limit.value
+                || (matches!(target, Target::OfBpftrace(_)) && ours.value <= limit.value)
+            {
+                "met"
+            } else {
+                "**not met**"
+            }
+        });
+        said.push(words);
+        met.extend(met_here);
+    }
+    let worst = ["**not met**", "in the noise", "met"];
+    let met = worst.into_iter().find(|word| met.contains(word));
+    (said.join(", "), met.unwrap_or_default())
+}
+
+fn shown(figure: Option<Figure>) -> String {
+    match figure {
+        Some(Figure { value, error }) if error > 0.0 => {
+            format!("{} ± {}", number(Some(value)), number(Some(error)))
+        }
+        _ => number(figure.map(|figure| figure.value)),
+    }
+}
+
+/// What each BPF program of a tool cost, for each of `times` that `what` happened.
+pub(super) fn programs(
+    text: &mut String,
+    kind: Kind,
+    programs: &[Ran],
+    what: &str,
+    times: u64,
+) -> Result {
+    if programs.is_empty() || times == 0 {
+        return Ok(());
+    }
+    writeln!(text, "\n#### BPF programs of {kind}\n")?;
+    writeln!(
+        text,
+        "| program | runs per {what} | µs per run |\n|---|--:|--:|"
+    )?;
+    for Ran { name, runs } in programs {
+        let per_event = count(runs.count) / count(times);
+        let per_run = ms(runs.ns) * 1e3 / count(runs.count);
+        writeln!(
+            text,
+            "| `{name}` | {} | {} |",
+            number(Some(per_event)),
+            number(Some(per_run))
+        )?;
+    }
+    Ok(())
+}
+
+/// Names and what they stand for.
+pub(super) fn facts<'a>(
+    text: &mut String,
+    facts: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Result {
+    writeln!(text, "| | |\n|---|---|")?;
+    for (name, value) in facts {
+        writeln!(text, "| {name} | {value} |")?;
+    }
+    Ok(())
+}
+
+pub(super) fn mib(kib: u64) -> f64 {
+    count(kib) / 1024.0
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+pub(super) fn count(value: u64) -> f64 {
+    value as f64
+}
+
+/// Three significant digits; more before the point as needed.
+pub(super) fn number(value: Option<f64>) -> String {
+    match value {
+        None => "–".to_owned(),
+        Some(0.0) => "0".to_owned(),
+        Some(value) => {
+            let decimals = match value.abs() {
+                100.0.. => 0,
+                10.0.. => 1,
+                1.0.. => 2,
+                _ => 3,
+            };
+            format!("{value:.decimals$}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(targets: &'static [Target], ours: f64, other: Option<f64>) -> String {
+        let tools = [(Kind::Oomprobe, Some(ours)), (Kind::Bpftrace, other)];
+        let mut text = String::new();
+        let rows = [row("cost", "ns", targets, |figure: &Option<f64>| *figure)];
+        figures(&mut text, &rows, &BTreeMap::from(tools)).unwrap();
+        text
+    }
+
+    #[test]
+    fn targets_are_judged_and_ratios_printed() {
+        let half = &[Target::Below(2.0), Target::OfBpftrace(0.5)];
+        let met = "| cost | ns | 1.00 | 2.00 | 0.500 | < 2, ≤ 0.5 × bpftrace's | met |\n";
+        assert!(table(half, 1.0, Some(2.0)).ends_with(met));
+        assert!(table(half, 1.5, Some(2.0)).contains("**not met**"));
+        assert!(table(half, 2.0, Some(9.0)).contains("**not met**"));
+        assert!(table(&[Target::OfBpftrace(1.0)], 1.0, Some(1.0)).contains("≤ bpftrace's | met"));
+    }
+
+    #[test]
+    fn what_noise_may_have_made_is_not_judged() {
+        let judged = |ours, targets| {
+            let tools = [(Kind::Oomprobe, ours), (Kind::Bpftrace, 4.0)];
+            let mut text = String::new();
+            let rows = [row("cost", "%", targets, |f: &f64| Some(*f)).give_or_take(|_| Some(0.5))];
+            figures(&mut text, &rows, &BTreeMap::from(tools)).unwrap();
+            text
+        };
+        let below: &[Target] = &[Target::Below(2.0)];
+        assert!(
+            judged(1.6, below)
+                .contains("1.60 ± 0.500 | 4.00 ± 0.500 | 0.400 | < 2 | in the noise |")
+        );
+        assert!(judged(1.4, below).contains("| met |"));
+        assert!(judged(2.6, below).contains("| **not met** |"));
+        assert!(
+            judged(0.4, below).contains("| – | < 2 | met |"),
+            "no ratio of noise"
+        );
+        let half: &[Target] = &[Target::Below(2.0), Target::OfBpftrace(0.5)];
+        assert!(
+            judged(1.45, half).contains("| in the noise |"),
+            "both errors count"
+        );
+    }
+
+    #[test]
+    fn without_bpftrace_only_own_limits_are_judged() {
+        let alone = "| cost | ns | 3.00 | – | – | ≤ bpftrace's |  |\n";
+        assert!(table(&[Target::OfBpftrace(1.0)], 3.0, None).ends_with(alone));
+        assert!(table(&[Target::Below(3.0)], 3.0, None).contains("**not met**"));
+    }
+
+    #[test]
+    fn three_digits() {
+        let shown = [
+            None,
+            Some(0.0),
+            Some(0.0123),
+            Some(1.234),
+            Some(12.34),
+            Some(1234.5),
+        ];
+        let wanted = ["–", "0", "0.012", "1.23", "12.3", "1234"];
+        assert_eq!(shown.map(number), wanted);
+    }
+}
