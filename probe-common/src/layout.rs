@@ -220,6 +220,21 @@ pub struct Settings {
     pub has_limit_hit: u32,
     /// 1 once `OOM_DECISION` records are produced: a mark then leaves limit and stack to them.
     pub has_decision: u32,
+    /// Which deaths are recorded: one of [`deaths`].
+    pub deaths: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Values of [`Settings::deaths`].
+pub mod deaths {
+    /// None.
+    pub const OFF: u32 = 0;
+    /// Of cgroups that are not known to be dull: by signal, with a non-zero exit code, and of the
+    /// first process of a pid namespace.
+    pub const CONTAINERS: u32 = 1;
+    /// Of every process.
+    pub const ALL: u32 = 2;
 }
 
 // SAFETY: both are `repr(C)`, hold only integers and have no padding (bytemuck checks that).

@@ -42,6 +42,18 @@ pub const CRITICAL_RING_BYTES: u32 = 1 << 19;
 /// Bytes of the ring that carries rates and cgroup life cycle.
 pub const BULK_RING_BYTES: u32 = 1 << 18;
 
+/// Bytes of the ring that carries deaths.
+pub const DEATH_RING_BYTES: u32 = 1 << 19;
+
+/// Signals remembered until the process that got them ends.
+pub const MAX_SENT: u32 = 4096;
+
+/// Cgroups known to be of no interest to those who follow deaths.
+pub const MAX_DULL: u32 = 8192;
+
+/// Signals recorded with a death.
+pub const MAX_SIGNALS: usize = 3;
+
 /// Memory cgroups whose limit hits are counted.
 pub const MAX_LIMITED: u32 = 4096;
 

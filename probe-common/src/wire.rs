@@ -23,6 +23,8 @@ pub mod kind {
     pub const EXIT: u16 = 5;
     /// The OOM reaper reports on a victim. Fixed part: [`super::Reap`].
     pub const REAP: u16 = 6;
+    /// A process ended. Fixed part: [`super::Death`].
+    pub const DEATH: u16 = 7;
     /// A memory cgroup hit its own limit. Fixed part: [`super::LimitHit`].
     pub const LIMIT_HIT: u16 = 10;
     /// A cgroup directory appeared or went away. Fixed part: [`super::CgroupChange`].
@@ -50,6 +52,9 @@ pub mod section {
     /// Arguments of the victim, each ended by NUL; only if the victim is the trigger's own
     /// process, as no other memory can be read.
     pub const ARGUMENTS: u16 = 9;
+    /// [`super::Sent`] signals: the one that ended the process, if it was seen, and requests to stop
+    /// that came before.
+    pub const SIGNALS: u16 = 10;
 }
 
 /// Why something could not be recorded. Index of the per-CPU loss counters.
@@ -68,17 +73,20 @@ pub enum Loss {
     MemcgMapFull = 4,
     /// A map was full: how long a task waited is not known.
     StallMapFull = 5,
+    /// The ring of deaths was full.
+    DeathRingFull = 6,
 }
 
 impl Loss {
     /// All reasons, in index order.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::CriticalRingFull,
         Self::BulkRingFull,
         Self::ReadFailed,
         Self::VictimMapFull,
         Self::MemcgMapFull,
         Self::StallMapFull,
+        Self::DeathRingFull,
     ];
 
     /// The reason as events name it.
@@ -90,6 +98,7 @@ impl Loss {
             Self::VictimMapFull => "victim_map_full",
             Self::MemcgMapFull => "memcg_map_full",
             Self::StallMapFull => "stall_map_full",
+            Self::DeathRingFull => "death_ring_full",
         }
     }
 }
@@ -361,6 +370,55 @@ record! {
         pad: u32,
         /// Start time of the group leader, ns since boot.
         start_boot_ns: u64,
+    }
+}
+
+record! {
+    /// `sched_process_exit` of the last thread of any process that is of interest.
+    ///
+    /// Sections: `VICTIM_PATH`, `VICTIM_DFL_PATH`, `SIGNALS`.
+    Death {
+        /// The process, without its memory; `tid` is the thread that was last.
+        task: Task,
+        /// Wait status of the process.
+        exit_code: i32,
+        /// `task_struct.seccomp.mode`: 0 none, 1 strict, 2 filter, 3 dying of it; `u32::MAX` if
+        /// unknown.
+        seccomp_mode: u32,
+        /// `signal_struct.maxrss`, pages; `u64::MAX` if unknown.
+        max_rss_pages: u64,
+    }
+}
+
+/// How [`Sent::info`] came to `signal_generate`.
+pub mod info {
+    /// `SEND_SIG_NOINFO`: on behalf of current (`cgroup.kill`, a parent's death).
+    pub const NONE: u32 = 0;
+    /// `SEND_SIG_PRIV`: by the kernel.
+    pub const KERNEL: u32 = 1;
+    /// A `kernel_siginfo`: `si_code` and what follows are from it.
+    pub const GIVEN: u32 = 2;
+}
+
+record! {
+    /// A signal that was sent to a process, kept in a map by process id and signal until it ends.
+    Sent {
+        /// Start time of the target's group leader, ns since boot: pids are reused.
+        target_start_boot_ns: u64,
+        /// When, `CLOCK_BOOTTIME` ns.
+        time_boot_ns: u64,
+        /// `si_addr` of a fault, `si_call_addr` of a seccomp kill; else 0.
+        address: u64,
+        /// Number of the signal.
+        signal: i32,
+        /// `si_code`; 0 unless `info` is `GIVEN`.
+        si_code: i32,
+        /// `si_syscall` of a seccomp kill; else -1.
+        syscall: i32,
+        /// One of [`info`].
+        info: u32,
+        /// Current, without its memory.
+        sender: Task,
     }
 }
 

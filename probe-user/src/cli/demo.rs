@@ -180,7 +180,8 @@ impl Sink for OnlyMine {
                 mine
             }
             Body::OomOutcome(outcome) => self.incident.as_ref() == Some(&outcome.incident),
-            Body::MemcgLimit(_)
+            Body::ProcessDeath(_)
+            | Body::MemcgLimit(_)
             | Body::ReclaimStall(_)
             | Body::Pressure(_)
             | Body::LeakSuspect(_)

@@ -15,6 +15,7 @@ pub mod label;
 mod oom_kill;
 mod oom_outcome;
 mod pressure;
+mod process_death;
 mod stack;
 mod status;
 mod subject;
@@ -33,6 +34,10 @@ pub use oom_outcome::{OomOutcome, VictimOutcome};
 pub use pressure::{
     Finding, FindingId, Grower, LeakSuspect, LimitEvent, MemcgLimit, Pressure, ReclaimStall,
     StallKind,
+};
+pub use process_death::{
+    CauseCount, DeathCause, DeathVerdict, Fault, ProcessDeath, ProcessRole, Restarts,
+    RuntimeStatus, Sender, Signal, StopRequest, Via,
 };
 pub use stack::AllocPath;
 pub use status::{Gap, Heartbeat, KernelFacts, Loss, ProbeStatus, Refusal, SignalStatus};
@@ -111,6 +116,13 @@ impl Event {
         self.container = container;
         self
     }
+
+    /// The same event, about this process.
+    #[must_use]
+    pub fn of(mut self, process: Process) -> Self {
+        self.process = Some(process);
+        self
+    }
 }
 
 /// Version of the event format.
@@ -131,6 +143,8 @@ pub enum Body {
     OomKill(Box<OomKill>),
     /// What became of the victims of an `oom_kill`.
     OomOutcome(OomOutcome),
+    /// A process ended, and what ended it.
+    ProcessDeath(Box<ProcessDeath>),
     /// A memory cgroup hit its limit.
     MemcgLimit(MemcgLimit),
     /// Tasks waited for reclaim, throttling or compaction.
@@ -157,6 +171,7 @@ impl Body {
         match self {
             Self::OomKill(_) => "oom_kill",
             Self::OomOutcome(_) => "oom_outcome",
+            Self::ProcessDeath(_) => "process_death",
             Self::MemcgLimit(_) => "memcg_limit",
             Self::ReclaimStall(_) => "reclaim_stall",
             Self::Pressure(_) => "pressure",
@@ -186,6 +201,7 @@ impl Body {
                     Severity::Info
                 }
             }
+            Self::ProcessDeath(death) => death.severity(),
             Self::Pressure(pressure) => worst(&pressure.findings),
             Self::Triage(triage) => worst(&triage.findings),
             Self::ProbeStatus(status) if !status.attached => Severity::Error,

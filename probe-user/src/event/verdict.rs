@@ -67,6 +67,10 @@ pub enum Confidence {
 pub struct KubernetesReport {
     /// Whether the container's status will say `OOMKilled`. Null if that cannot be told.
     pub oom_killed: Option<bool>,
+    /// Whether that status will not be true: `OOMKilled` for another death, or another word for an
+    /// OOM kill.
+    #[serde(default)]
+    pub wrong: bool,
     /// Why, and what will be seen instead.
     pub why: String,
 }

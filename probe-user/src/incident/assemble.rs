@@ -148,7 +148,7 @@ impl Assembler {
                     victim.reaped_boot_ns = Some(time);
                 }
             }
-            Body::Cgroup(_) | Body::LimitHit(_) => {}
+            Body::Cgroup(_) | Body::Death(_) | Body::LimitHit(_) => {}
         }
         steps
     }

@@ -3,8 +3,8 @@
 use bytemuck::{Pod, pod_read_unaligned};
 use bytes::Bytes;
 use probe_common::wire::{
-    self, CgroupChange, Exit, Header, Kill, LimitHit, LimitLevel, MarkVictim, OomDecision, OomEnd,
-    Reap, Section, VERSION, kind, section,
+    self, CgroupChange, Death, Exit, Header, Kill, LimitHit, LimitLevel, MarkVictim, OomDecision,
+    OomEnd, Reap, Section, Sent, VERSION, kind, section,
 };
 
 /// Why bytes are no record.
@@ -45,6 +45,7 @@ pub enum Body {
     MarkVictim(Box<MarkVictim>),
     KernelKill(Box<Kill>),
     Exit(Exit),
+    Death(Box<Death>),
     Reap(Reap),
     LimitHit(Box<LimitHit>),
     Cgroup(CgroupChange),
@@ -120,6 +121,7 @@ impl Record {
             kind::MARK_VICTIM => Body::MarkVictim(Box::new(take(&bytes, &mut at)?)),
             kind::KERNEL_KILL => Body::KernelKill(Box::new(take(&bytes, &mut at)?)),
             kind::EXIT => Body::Exit(take(&bytes, &mut at)?),
+            kind::DEATH => Body::Death(Box::new(take(&bytes, &mut at)?)),
             kind::REAP => Body::Reap(take(&bytes, &mut at)?),
             kind::LIMIT_HIT => Body::LimitHit(Box::new(take(&bytes, &mut at)?)),
             kind::CGROUP => Body::Cgroup(take(&bytes, &mut at)?),
@@ -183,6 +185,11 @@ impl Record {
     /// Counters of the charged memcg and its ancestors, leaf first.
     pub fn limit_levels(&self) -> Vec<LimitLevel> {
         self.integers(section::LIMIT_LEVELS)
+    }
+
+    /// Signals that a process was sent before it ended.
+    pub fn signals(&self) -> Vec<Sent> {
+        self.integers(section::SIGNALS)
     }
 
     /// Kernel addresses, innermost frame first.

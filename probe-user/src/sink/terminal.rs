@@ -59,6 +59,7 @@ pub fn render(event: &Event, colour: bool) -> String {
     match &event.body {
         Body::OomKill(kill) => oom_kill(&mut page, &time, kill),
         Body::OomOutcome(outcome) => line(&mut page, Colour::Dim, &time, &ended(outcome)),
+        Body::ProcessDeath(death) => line(&mut page, Colour::Dim, &time, &death.verdict.summary),
         Body::MemcgLimit(_) | Body::ReclaimStall(_) | Body::Pressure(_) | Body::LeakSuspect(_) => {
             pressure::event(&mut page, &time, event);
         }

@@ -8,6 +8,7 @@ pub(super) fn report(kill: &OomKill) -> Option<KubernetesReport> {
     let (oom_killed, why) = judge(kill);
     Some(KubernetesReport {
         oom_killed,
+        wrong: false,
         why: why.to_owned(),
     })
 }

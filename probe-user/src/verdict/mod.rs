@@ -6,6 +6,7 @@
 //! next; `pressure` is about nodes on which nobody was killed.
 
 mod choice;
+pub mod death;
 mod jvm;
 mod kubernetes;
 mod lead_up;
