@@ -4,6 +4,7 @@
 //! elsewhere. Parsers take bytes and are total; readers add the path to their errors. A value the
 //! kernel does not print is `None`, never 0. Sizes are bytes.
 
+pub mod cgroup;
 pub mod clock;
 pub mod cpu;
 pub mod dir;
