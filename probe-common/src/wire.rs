@@ -75,11 +75,13 @@ pub enum Loss {
     StallMapFull = 5,
     /// The ring of deaths was full.
     DeathRingFull = 6,
+    /// No room in a map: who sent a signal is not known.
+    SentMapFull = 7,
 }
 
 impl Loss {
     /// All reasons, in index order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::CriticalRingFull,
         Self::BulkRingFull,
         Self::ReadFailed,
@@ -87,6 +89,7 @@ impl Loss {
         Self::MemcgMapFull,
         Self::StallMapFull,
         Self::DeathRingFull,
+        Self::SentMapFull,
     ];
 
     /// The reason as events name it.
@@ -99,6 +102,7 @@ impl Loss {
             Self::MemcgMapFull => "memcg_map_full",
             Self::StallMapFull => "stall_map_full",
             Self::DeathRingFull => "death_ring_full",
+            Self::SentMapFull => "sent_map_full",
         }
     }
 }

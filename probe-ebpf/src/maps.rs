@@ -41,7 +41,7 @@ pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.len(
 /// Where a record is put together. One slot per [`Slot`], as programs of different slots may
 /// interrupt each other on one CPU; a program never interrupts itself.
 #[map]
-pub static SCRATCH: PerCpuArray<[u8; SCRATCH_LEN]> = PerCpuArray::with_max_entries(5, 0);
+pub static SCRATCH: PerCpuArray<[u8; SCRATCH_LEN]> = PerCpuArray::with_max_entries(6, 0);
 
 /// Slots of [`SCRATCH`].
 #[derive(Clone, Copy)]
@@ -49,13 +49,15 @@ pub enum Slot {
     /// Programs that run under the kernel's `oom_lock`.
     Oom = 0,
     /// Signals.
-    Kill = 1,
-    /// Exits and cgroup life cycle.
+    Signal = 1,
+    /// The OOM reaper and cgroup life cycle.
     Other = 2,
     /// The task iterator.
     Candidate = 3,
     /// Limit hits.
     Limit = 4,
+    /// Exits.
+    Exit = 5,
 }
 
 /// Processes whose exit is of interest, by process id; least recently used are given up first.
