@@ -421,6 +421,12 @@ record! {
         syscall: i32,
         /// One of [`info`].
         info: u32,
+        /// `TRACE_SIGNAL_*`: 0 delivered, 1 ignored, 4 delivered without its `kernel_siginfo`. Ignored
+        /// are kept of requests to stop: the first process of a pid namespace ignores all that it has
+        /// no handler for.
+        result: u32,
+        /// Zero.
+        pad: u32,
         /// Current, without its memory.
         sender: Task,
     }

@@ -16,7 +16,7 @@ pub const SIGKILL: i32 = 9;
 
 /// Signals by which a process is asked to stop: SIGTERM, SIGINT, SIGQUIT, SIGWINCH (httpd) and
 /// SIGRTMIN+3 (systemd).
-const STOP: [i32; 5] = [15, 2, 3, 28, 37];
+pub const STOP: [i32; 5] = [15, 2, 3, 28, 37];
 
 /// `signal_struct.flags` (include/linux/sched/signal.h): `group_exit_code` is what the parent gets.
 const SIGNAL_GROUP_EXIT: u32 = 4;

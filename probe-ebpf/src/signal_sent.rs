@@ -29,9 +29,10 @@ use crate::{
 const SEND_SIG_NOINFO: u64 = 0;
 const SEND_SIG_PRIV: u64 = 1;
 
-/// `TRACE_SIGNAL_*` of a signal that was queued, with and without its `kernel_siginfo`. A signal
-/// that is ignored, already pending or does not fit changes nothing.
+/// `TRACE_SIGNAL_*`: queued, with and without its `kernel_siginfo`; ignored. One that is already
+/// pending or does not fit changes nothing.
 const DELIVERED: i32 = 0;
+const IGNORED: i32 = 1;
 const LOSE_INFO: i32 = 4;
 
 /// SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG: none ends a process.
@@ -85,7 +86,12 @@ fn body<A: Access>(how: How, task: *const u8, source: u32) {
     if how.signal == SIGKILL && how.info == SEND_SIG_PRIV {
         kernel_kill(target, how.result, source);
     }
-    if (how.result == DELIVERED || how.result == LOSE_INFO) && death::is_followed(target) {
+    let matters = match how.result {
+        DELIVERED | LOSE_INFO => true,
+        IGNORED => death::STOP.contains(&how.signal),
+        _ => false,
+    };
+    if matters && death::is_followed(target) {
         remember(how, target);
     }
 }
@@ -109,7 +115,7 @@ fn kernel_kill<A: Access>(target: Task<A>, result: i32, source: u32) {
 }
 
 /// Keeps who sent it until the target ends. A later one of the same signal takes its place, as the
-/// target outlived this one.
+/// target outlived this one; unless it is ignored, as all are by a process that is dying.
 #[inline(always)]
 fn remember<A: Access>(how: How, target: Task<A>) {
     let Some(buffer) = SCRATCH.get_ptr_mut(Slot::Signal as u32) else {
@@ -127,9 +133,9 @@ fn remember<A: Access>(how: How, target: Task<A>) {
         .and_then(Task::start_boottime)
         .unwrap_or(0);
     let key = death::sent_key(target.tgid().unwrap_or(0) as u32, how.signal);
-    // What kills at once is the first one; that its entry is of this process, the start tells.
+    // Nothing outlives SIGKILL. That the entry is of this process, the start tells.
     // SAFETY: the value is only copied.
-    if how.signal == SIGKILL
+    if (how.signal == SIGKILL || how.result == IGNORED)
         && unsafe { SENT.get(key) }
             .is_some_and(|first| first.target_start_boot_ns == sent.target_start_boot_ns)
     {
@@ -139,6 +145,7 @@ fn remember<A: Access>(how: How, target: Task<A>) {
     sent.time_boot_ns = unsafe { bpf_ktime_get_boot_ns() };
     sent.signal = how.signal;
     sent.syscall = -1;
+    sent.result = how.result as u32;
     sent.info = match how.info {
         SEND_SIG_NOINFO => info::NONE,
         SEND_SIG_PRIV => info::KERNEL,
