@@ -163,7 +163,7 @@ impl Daemon {
         let has = |signal| probe.hook(signal).is_some();
         let hooks = Hooks {
             end: has(Signal::OomEnd),
-            kernel_kill: has(Signal::KernelKill),
+            kernel_kill: has(Signal::SignalSent),
         };
         let hooked = has(Signal::LimitHit);
         let kmsg = if has(Signal::OomDecision) {

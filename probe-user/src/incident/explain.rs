@@ -340,7 +340,7 @@ fn hooks(context: &Context, incident: &Incident, evidence: &Evidence) -> BTreeMa
         .hook_name(Signal::OomDecision)
         .filter(|_| incident.decision.is_some());
     let mark = context.hook_name(Signal::VictimMark);
-    let kill = context.hook_name(Signal::KernelKill);
+    let kill = context.hook_name(Signal::SignalSent);
     put(
         "victims",
         if kill.is_some() {
