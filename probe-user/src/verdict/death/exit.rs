@@ -1,6 +1,6 @@
 //! Processes that exited by themselves.
 
-use super::{Facts, Finding, finding};
+use super::{Facts, Finding, finding, killed};
 use crate::event::{Confidence, DeathCause, Signal, label};
 
 /// An OOM kill this shortly before an exit is taken for its reason, ms.
@@ -29,6 +29,13 @@ pub(super) fn find(facts: &Facts<'_>) -> Finding {
         #[expect(clippy::cast_precision_loss, reason = "a time for a person")]
         let lived = label::seconds(lifetime as f64 / 1000.0);
         evidence.push(format!("it ran for {lived}"));
+    }
+    if let Some(stop) = &facts.death.stop_request
+        && matches!(code, 0 | 143)
+        && killed::is_runtime(&stop.sender)
+    {
+        let why = format!("was asked to stop by the runtime and exited in time with code {code}");
+        return finding(DeathCause::RuntimeStop, Confidence::High, why, evidence);
     }
     finding(DeathCause::AppExit, Confidence::High, why, evidence)
 }

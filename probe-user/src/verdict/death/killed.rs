@@ -52,10 +52,12 @@ pub(super) fn find(facts: &Facts<'_>, signal: &Signal, via: Via) -> Finding {
     let by = label::process(process);
     let evidence = vec![format!("{} from {by}", signal.name)];
     if is(sender, &OOM_KILLERS) {
+        // Anybody may give a process that name, but only root's is the node's own service.
+        let sure = if process.uid == Some(0) { High } else { Medium };
         let why = format!("was killed by the userspace OOM killer {by}");
-        return finding(DeathCause::UserspaceOomKiller, High, why, evidence);
+        return finding(DeathCause::UserspaceOomKiller, sure, why, evidence);
     }
-    if is(sender, &RUNTIMES) {
+    if is_runtime(sender) {
         return runtime_stop(facts, signal, evidence);
     }
     if via == Via::CgroupKill {
@@ -70,6 +72,11 @@ pub(super) fn find(facts: &Facts<'_>, signal: &Signal, via: Via) -> Finding {
     let from = from.map(|from| format!(" in {from}")).unwrap_or_default();
     let why = format!("was ended by {} from {by}{from}", signal.name);
     finding(DeathCause::KilledByProcess, High, why, evidence)
+}
+
+/// Whether a container runtime of the node, or a helper of one, sent it.
+pub(super) fn is_runtime(sender: &Sender) -> bool {
+    is(sender, &RUNTIMES)
 }
 
 /// Whether a process of the node, or its parent, has one of these names.

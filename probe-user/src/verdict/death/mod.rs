@@ -3,6 +3,8 @@
 mod exit;
 mod facts;
 mod killed;
+#[cfg(test)]
+mod tests;
 
 pub use facts::{EarlierOom, Facts, NodeState, OomPart};
 
