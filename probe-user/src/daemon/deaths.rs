@@ -3,35 +3,28 @@
 //! A death waits a moment for those that go with it; then names and the runtime's word are looked up
 //! in a task of its own; what needs the daemon's memory (OOM kills, earlier deaths) is added last.
 
-use std::{num::NonZeroUsize, rc::Rc, time::Duration};
+use std::{num::NonZeroUsize, path::Path, rc::Rc, time::Duration};
 
 use lru::LruCache;
-use probe_common::wire::Sent;
+use probe_common::{layout::deaths, wire::Sent};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
 };
 
-use super::Daemon;
+use super::{Daemon, Options};
 use crate::{
     event::{Before, Body, RuntimeStatus, text},
-    identity::{
-        Claim, Orchestrator,
-        names::Resolver,
-        path as grammar,
-    },
+    identity::{Claim, Orchestrator, names::Resolver, path as grammar},
     incident::{
         assemble::{Incident, Role},
         death::{self, Death, Findings, Held, Released},
         explain,
         who::{DEADLINE, Identities},
     },
-    node::{
-        kmsg::FaultLog,
-        process::ProcessDir,
-    },
+    node::{self, kmsg::FaultLog, kubelet, meminfo::Meminfo, process::ProcessDir},
     ring::decode::{Record, comm},
-    verdict::death::{EarlierOom, Facts, History, NodeState, OomPart, process_death},
+    verdict::death::{EarlierOom, Facts, NodeState, OomPart, process_death},
 };
 
 /// OOM victims whose deaths may still come, and containers with an OOM kill behind them.
@@ -59,6 +52,17 @@ pub enum Deaths {
     All,
 }
 
+impl Deaths {
+    /// As the BPF programs know it.
+    pub(super) const fn mode(self) -> u32 {
+        match self {
+            Self::Off => deaths::OFF,
+            Self::Containers => deaths::CONTAINERS,
+            Self::All => deaths::ALL,
+        }
+    }
+}
+
 /// What the daemon keeps about deaths.
 pub(super) struct Morgue {
     held: Held<Early>,
@@ -67,7 +71,6 @@ pub(super) struct Morgue {
     /// The last OOM kill by container id, and when.
     kills: LruCache<String, (EarlierOom, u64)>,
     survival: LruCache<Vec<u8>, (Instant, Option<bool>)>,
-    history: History,
     faults: Option<FaultLog>,
     eviction_threshold_bytes: Option<u64>,
 }
@@ -89,16 +92,23 @@ pub(super) struct Made {
 }
 
 impl Morgue {
-    pub(super) fn new(faults: Option<FaultLog>, eviction_threshold_bytes: Option<u64>) -> Self {
+    pub(super) fn new(options: &Options) -> Self {
+        let proc = options.host_root.join("proc");
+        let total_bytes = Meminfo::read(&proc)
+            .ok()
+            .and_then(|memory| memory.total_bytes);
+        let faults = (options.deaths != Deaths::Off)
+            .then(|| FaultLog::open(Path::new("/dev/kmsg")).ok())
+            .flatten();
         Self {
+            eviction_threshold_bytes: total_bytes
+                .and_then(|total| kubelet::eviction_threshold_bytes(&options.host_root, total)),
             held: Held::default(),
             looking_up: JoinSet::new(),
             victims: LruCache::new(REMEMBERED),
             kills: LruCache::new(REMEMBERED),
             survival: LruCache::new(REMEMBERED),
-            history: History::default(),
             faults,
-            eviction_threshold_bytes,
         }
     }
 
@@ -184,12 +194,17 @@ impl Daemon {
         if let Some(faults) = &mut self.morgue.faults
             && death.signal().is_some_and(is_crash)
         {
-            early.findings.logged = faults.fault_of(death.task.pid, death.struck_boot_ns());
+            let tid = death.sent.map_or(death.task.pid, |sent| sent.sender.tid);
+            early.findings.logged = faults
+                .of(tid, death.struck_boot_ns())
+                .map(|fault| (fault.instruction, fault.mapping.clone()));
         }
         let is_end = death.is_namespace_init()
             || (death.is_from_runtime() && early.findings.container_survived == Some(false));
         let asked = early.claim.container_id.clone().filter(|_| {
-            is_end && may_wait && early.claim.role.is_none()
+            is_end
+                && may_wait
+                && early.claim.role.is_none()
                 && early.claim.orchestrator == Orchestrator::Kubernetes
         });
         let (resolver, node_name) = (Rc::clone(&self.resolver), self.node_name.clone());
@@ -230,8 +245,7 @@ impl Daemon {
         }
         let link = self.oom_of(&death);
         early.findings.incident = link.as_ref().map(|(incident, _)| incident.clone());
-        let mut event =
-            death::process_death(&self.context, &death, &early.findings, &identities);
+        let mut event = death::process_death(&self.context, &death, &early.findings, &identities);
         let process = explain::process(&self.context, &death.task, None);
         let earlier_oom = early
             .claim
@@ -332,7 +346,7 @@ impl Daemon {
         let survived = self
             .collector
             .directory(root)
-            .map(|dir| crate::node::cgroup::is_populated(&dir));
+            .map(|dir| node::cgroup::is_populated(&dir));
         self.morgue.survival.put(root.to_vec(), (now, survived));
         survived
     }
@@ -373,7 +387,17 @@ async fn runtime_status(
     let container = container?;
     let deadline = Instant::now() + DEADLINE;
     loop {
-        let status = resolver.status(&container, deadline).await;
+        let status = resolver
+            .ended(&container, deadline)
+            .await
+            .map(|ended| RuntimeStatus {
+                exit_code: ended.exit_code,
+                reason: ended.reason,
+                sandbox_stopped: ended.sandbox_stopped,
+                grace_period_ms: ended
+                    .grace_period
+                    .map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)),
+            });
         let is_complete = status.as_ref().is_some_and(|status| {
             status.exit_code.is_some() && (!wants_sandbox || status.sandbox_stopped == Some(true))
         });
