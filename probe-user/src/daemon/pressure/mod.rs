@@ -34,7 +34,7 @@ use crate::{
     },
     node::{clock, slabinfo},
     pressure::{
-        AtKill, Look, Pressure,
+        AtKill, Look, Pressure, Shortfall,
         leak::{Detector, Leak, Options as LeakOptions, Subject as Leaking},
         psi_trigger::Subject,
     },
@@ -77,8 +77,8 @@ pub(super) struct Lookout {
     /// Events whose names are looked up.
     naming: JoinSet<Vec<About>>,
     next_slab_ns: u64,
-    /// Cgroups that were not watched or not read, as last told.
-    shortfall: u64,
+    /// What could not be sampled, as last told.
+    shortfall: Shortfall,
 }
 
 /// Limit hits of one cgroup.
@@ -121,7 +121,7 @@ impl Lookout {
             looking: JoinSet::new(),
             naming: JoinSet::new(),
             next_slab_ns: 0,
-            shortfall: 0,
+            shortfall: Shortfall::default(),
         })
     }
 }
@@ -316,7 +316,10 @@ impl Daemon {
                     lookout.sampling.counted(path, count);
                 }
             }
-            let value = Value { count, total_ns: 0 };
+            let value = Value {
+                count,
+                ..Value::default()
+            };
             let Some(new) = lookout
                 .ledger
                 .due(id, Counter::Hits(event), value, now_ns, last)
@@ -371,6 +374,7 @@ impl Daemon {
         let value = Value {
             count: count(totals),
             total_ns: totals.total_ns,
+            pages: totals.reclaimed_pages,
         };
         if value.count == 0 {
             return;
@@ -397,7 +401,7 @@ impl Daemon {
             total_ns: value.total_ns,
             longest_ns: totals.longest_ns,
             histogram_us_log2: totals.histogram.to_vec(),
-            reclaimed_pages: reclaims.then_some(totals.reclaimed_pages),
+            reclaimed_pages: reclaims.then_some(new.pages),
             source: self.context.hook_name(signal).unwrap_or_default(),
         };
         lookout.name(
@@ -546,10 +550,9 @@ impl Daemon {
         let Some(lookout) = &mut self.lookout else {
             return;
         };
-        let shortfall = lookout.sampling.shortfall();
-        let now = shortfall.left_out + shortfall.failed_looks;
-        let more = now.saturating_sub(lookout.shortfall);
-        lookout.shortfall = lookout.shortfall.max(now);
+        let now = lookout.sampling.shortfall();
+        let more = now.more_than(&lookout.shortfall);
+        lookout.shortfall = now;
         if more > 0 {
             self.outbox.lost("cgroup_not_sampled", more);
         }

@@ -82,8 +82,10 @@ fn spike(activity: &Activity<'_>) -> Option<Draft> {
 /// It will be at its limit soon if it goes on like this.
 fn growing(activity: &Activity<'_>) -> Option<Draft> {
     let limit = activity.window.settings.own_max_bytes?;
-    let kept =
-        |detail: &Detail| detail.anon_bytes + detail.shmem_bytes + Activity::kernel_bytes(detail);
+    let kept = |detail: &Detail| {
+        let own = detail.anon_bytes.saturating_add(detail.shmem_bytes);
+        own.saturating_add(Activity::kernel_bytes(detail))
+    };
     let details = activity
         .window
         .samples
