@@ -46,6 +46,10 @@ use crate::{
 /// Between two looks at the slab caches: reading them takes a lock that allocations take too.
 const SLAB_NS: u64 = 10_000_000_000;
 
+/// Between two searches for cgroups that are gone without notice, as when the ring was full: what
+/// is counted of them would take the room of others for ever.
+const SWEEP_NS: u64 = 60_000_000_000;
+
 /// Kinds of stall as the programs and as events name them, and how each signal is called.
 const KINDS: [(u32, StallKind, Signal); 4] = [
     (
@@ -77,6 +81,7 @@ pub(super) struct Lookout {
     /// Events whose names are looked up.
     naming: JoinSet<Vec<About>>,
     next_slab_ns: u64,
+    next_sweep_ns: u64,
     /// What could not be sampled, as last told.
     shortfall: Shortfall,
 }
@@ -121,6 +126,7 @@ impl Lookout {
             looking: JoinSet::new(),
             naming: JoinSet::new(),
             next_slab_ns: 0,
+            next_sweep_ns: clock::boot_ns() + SWEEP_NS,
             shortfall: Shortfall::default(),
         })
     }
@@ -251,6 +257,7 @@ impl Daemon {
         for memcg in &memcgs {
             self.tell_memcg(memcg, now_ns, last);
         }
+        self.sweep(&memcgs, now_ns);
         if let Ok(node) = self.probe.pressure().node() {
             for (index, kind, signal) in KINDS {
                 // Of the node only what is nobody's own limit.
@@ -506,14 +513,49 @@ impl Daemon {
 
     /// A memory cgroup was removed: its last counts, and room for others.
     pub(super) fn memcg_removed(&mut self, id: u64, path: &[u8]) {
-        let now_ns = clock::boot_ns();
+        self.tell_last(id);
+        if let Some(lookout) = &mut self.lookout {
+            lookout.sampling.removed(path);
+        }
+    }
+
+    /// Tells and forgets what is counted of a cgroup that is gone.
+    fn tell_last(&mut self, id: u64) {
         if let Ok(Some(memcg)) = self.probe.pressure().memcg(id) {
-            self.tell_memcg(&memcg, now_ns, true);
+            self.tell_memcg(&memcg, clock::boot_ns(), true);
             self.probe.pressure().forget(id);
         }
         if let Some(lookout) = &mut self.lookout {
             lookout.ledger.forget(id);
-            lookout.sampling.removed(path);
+        }
+    }
+
+    /// Gives up what is counted of cgroups that are gone.
+    fn sweep(&mut self, memcgs: &[MemcgPressure], now_ns: u64) {
+        let (Some(lookout), Some(tree)) = (&mut self.lookout, &mut self.tree) else {
+            return;
+        };
+        if now_ns < lookout.next_sweep_ns {
+            return;
+        }
+        lookout.next_sweep_ns = now_ns + SWEEP_NS;
+        let hierarchy = self.context.memory_hierarchy;
+        let mut gone = Vec::new();
+        for id in memcgs.iter().map(|memcg| memcg.memcg_id) {
+            if tree.is_gone(hierarchy, id)
+                && let Some(located) = tree.path(hierarchy, id)
+            {
+                tree.removed(hierarchy, id, &located.path);
+                let is_reused = tree.id(hierarchy, &located.path).is_ok();
+                gone.push((id, located.path, is_reused));
+            }
+        }
+        for (id, path, is_reused) in gone {
+            if is_reused {
+                self.tell_last(id);
+            } else {
+                self.memcg_removed(id, &path);
+            }
         }
     }
 
