@@ -97,6 +97,7 @@ impl Inquiries {
                     .saturating_sub(before.direct_reclaim_ns),
                 memcg_reclaim_ns: now.memcg_reclaim_ns.saturating_sub(before.memcg_reclaim_ns),
                 high_throttle_ns: now.high_throttle_ns.saturating_sub(before.high_throttle_ns),
+                refault_wait_ns: now.refault_wait_ns.saturating_sub(before.refault_wait_ns),
             };
             (*id, since)
         });
@@ -106,15 +107,16 @@ impl Inquiries {
 
 /// Stalls as verdicts take them.
 pub(super) fn stalls_of(memcg: &MemcgPressure) -> Stalls {
-    let [direct, own, high, _] = &memcg.stalls;
+    let [direct, own, high, _, refault] = &memcg.stalls;
     const {
         assert!(stall::DIRECT_RECLAIM == 0 && stall::MEMCG_RECLAIM == 1);
-        assert!(stall::HIGH_THROTTLE == 2);
+        assert!(stall::HIGH_THROTTLE == 2 && stall::REFAULT_WAIT == 4);
     }
     Stalls {
         direct_reclaim_ns: direct.total_ns,
         memcg_reclaim_ns: own.total_ns,
         high_throttle_ns: high.total_ns,
+        refault_wait_ns: refault.total_ns,
     }
 }
 

@@ -73,7 +73,7 @@ impl Ledger {
 }
 
 /// Orders last.
-const LAST_KIND: StallKind = StallKind::Compaction;
+const LAST_KIND: StallKind = StallKind::RefaultWait;
 
 #[cfg(test)]
 mod tests {

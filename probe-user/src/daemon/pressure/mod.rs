@@ -51,7 +51,7 @@ const SLAB_NS: u64 = 10_000_000_000;
 const SWEEP_NS: u64 = 60_000_000_000;
 
 /// Kinds of stall as the programs and as events name them, and how each signal is called.
-const KINDS: [(u32, StallKind, Signal); 4] = [
+const KINDS: [(u32, StallKind, Signal); 5] = [
     (
         stall::DIRECT_RECLAIM,
         StallKind::DirectReclaim,
@@ -68,6 +68,11 @@ const KINDS: [(u32, StallKind, Signal); 4] = [
         Signal::HighThrottle,
     ),
     (stall::COMPACTION, StallKind::Compaction, Signal::Compaction),
+    (
+        stall::REFAULT_WAIT,
+        StallKind::RefaultWait,
+        Signal::RefaultWait,
+    ),
 ];
 
 /// Everything the daemon keeps about memory pressure.

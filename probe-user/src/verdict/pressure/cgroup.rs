@@ -1,7 +1,7 @@
 //! One cgroup against its own limit.
 
 use super::Draft;
-use super::activity::{Activity, Wait, over};
+use super::activity::{Activity, Wait, over, refault_wait_evidence};
 use super::thresholds::{
     BRIM_RATIO, DIRTY_RATIO, DOMINANT_RATIO, FULL_RATIO, GROWING_RATIO, REFAULT_RATIO,
     REFAULTS_PER_S, SOON_S, SPIKE_RATIO, SPIKE_WITHIN_S, STEADY_BYTES, STEADY_EVENNESS,
@@ -267,6 +267,7 @@ fn swap_thrash(activity: &Activity<'_>) -> Option<Draft> {
                 "{anon:.0} pages a second came back from swap ({} of it there), {file:.0} from files",
                 bytes(swapped)
             )),
+            refault_wait_evidence(activity.refault_wait_ns(), activity.seconds),
             activity.limit_evidence(),
             Some(activity.makeup_evidence()),
         ]
@@ -296,6 +297,7 @@ fn thrashing(activity: &Activity<'_>) -> Option<Draft> {
         evidence: [
             activity.wait.map(Wait::evidence),
             Some(activity.refault_evidence()),
+            refault_wait_evidence(activity.refault_wait_ns(), activity.seconds),
             activity.limit_evidence(),
             Some(format!(
                 "{:.0} major faults a second",
