@@ -286,12 +286,12 @@ pub const LADDER: &[(Signal, &[Rung])] = &[
         Signal::RefaultWait,
         &[
             rung(&[
-                ("memstall_end_fe", Hook::FEntry("psi_memstall_leave")),
                 ("memstall_fe", Hook::FEntry("psi_memstall_enter")),
+                ("memstall_end_fe", Hook::FEntry("psi_memstall_leave")),
             ]),
             rung(&[
-                ("memstall_end_kp", Hook::KProbe("psi_memstall_leave")),
                 ("memstall_kp", Hook::KProbe("psi_memstall_enter")),
+                ("memstall_end_kp", Hook::KProbe("psi_memstall_leave")),
             ]),
         ],
     ),
