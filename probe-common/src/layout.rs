@@ -220,6 +220,10 @@ pub struct Settings {
     pub has_limit_hit: u32,
     /// 1 once `OOM_DECISION` records are produced: a mark then leaves limit and stack to them.
     pub has_decision: u32,
+    /// 1 once stalls are hooked that may lie in others or have others inside.
+    pub stalls_nest: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 // SAFETY: both are `repr(C)`, hold only integers and have no padding (bytemuck checks that).

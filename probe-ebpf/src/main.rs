@@ -20,6 +20,7 @@ mod oom_kill_process;
 mod out_of_memory;
 mod reap;
 mod record;
+mod refault_wait;
 mod stall;
 
 #[panic_handler]

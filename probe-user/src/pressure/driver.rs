@@ -99,6 +99,15 @@ pub struct Shortfall {
     pub failed_looks: u64,
 }
 
+impl Shortfall {
+    /// How much more could not be sampled than `before`. Who is left out is counted anew by each
+    /// walk, and told again only if there are more than the last time.
+    pub fn more_than(&self, before: &Self) -> u64 {
+        self.left_out.saturating_sub(before.left_out)
+            + self.failed_looks.saturating_sub(before.failed_looks)
+    }
+}
+
 /// Samples memory pressure and remembers it. Everything happens in [`Pressure::tick`], on the
 /// caller's thread.
 pub struct Pressure {
@@ -233,7 +242,8 @@ impl Pressure {
     /// A limit of the cgroup at `path`, its own, was hit at `boot_ns`.
     pub fn limit_hit(&mut self, path: &[u8], boot_ns: u64) {
         if !self.cgroups.contains_key(path) {
-            if self.cgroups.len() >= MAX_WATCHED {
+            // Not for one that cannot be watched: it is gone, or its path was too long to record.
+            if self.cgroups.len() >= MAX_WATCHED && self.roots.open_usage(path).is_ok() {
                 self.make_room();
             }
             self.watch(path, None);
@@ -588,13 +598,14 @@ impl Pressure {
 
     /// A cgroup was removed: its record is kept for a while.
     fn retire(&mut self, path: &[u8]) {
+        // Hooks also count for those that are not watched.
+        self.totals.remove(path);
         let Some((path, mut cgroup)) = self.cgroups.remove_entry(path) else {
             return;
         };
         self.files_left += u64::from(cgroup.holds_file());
         self.full.retain(|full| *full != path);
         self.triggers.remove(&path);
-        self.totals.remove(&path);
         cgroup.close();
         if self.gone.len() >= MAX_GONE {
             self.gone.pop_front();

@@ -292,6 +292,7 @@ const fn stall_name(kind: StallKind) -> &'static str {
         StallKind::MemcgReclaim => "memcg_reclaim",
         StallKind::HighThrottle => "high_throttle",
         StallKind::Compaction => "compaction",
+        StallKind::RefaultWait => "refault_wait",
     }
 }
 

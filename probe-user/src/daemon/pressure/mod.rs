@@ -34,7 +34,7 @@ use crate::{
     },
     node::{clock, slabinfo},
     pressure::{
-        AtKill, Look, Pressure,
+        AtKill, Look, Pressure, Shortfall,
         leak::{Detector, Leak, Options as LeakOptions, Subject as Leaking},
         psi_trigger::Subject,
     },
@@ -46,8 +46,12 @@ use crate::{
 /// Between two looks at the slab caches: reading them takes a lock that allocations take too.
 const SLAB_NS: u64 = 10_000_000_000;
 
+/// Between two searches for cgroups that are gone without notice, as when the ring was full: what
+/// is counted of them would take the room of others for ever.
+const SWEEP_NS: u64 = 60_000_000_000;
+
 /// Kinds of stall as the programs and as events name them, and how each signal is called.
-const KINDS: [(u32, StallKind, Signal); 4] = [
+const KINDS: [(u32, StallKind, Signal); 5] = [
     (
         stall::DIRECT_RECLAIM,
         StallKind::DirectReclaim,
@@ -64,6 +68,11 @@ const KINDS: [(u32, StallKind, Signal); 4] = [
         Signal::HighThrottle,
     ),
     (stall::COMPACTION, StallKind::Compaction, Signal::Compaction),
+    (
+        stall::REFAULT_WAIT,
+        StallKind::RefaultWait,
+        Signal::RefaultWait,
+    ),
 ];
 
 /// Everything the daemon keeps about memory pressure.
@@ -77,8 +86,9 @@ pub(super) struct Lookout {
     /// Events whose names are looked up.
     naming: JoinSet<Vec<About>>,
     next_slab_ns: u64,
-    /// Cgroups that were not watched or not read, as last told.
-    shortfall: u64,
+    next_sweep_ns: u64,
+    /// What could not be sampled, as last told.
+    shortfall: Shortfall,
 }
 
 /// Limit hits of one cgroup.
@@ -121,7 +131,8 @@ impl Lookout {
             looking: JoinSet::new(),
             naming: JoinSet::new(),
             next_slab_ns: 0,
-            shortfall: 0,
+            next_sweep_ns: clock::boot_ns() + SWEEP_NS,
+            shortfall: Shortfall::default(),
         })
     }
 }
@@ -251,6 +262,7 @@ impl Daemon {
         for memcg in &memcgs {
             self.tell_memcg(memcg, now_ns, last);
         }
+        self.sweep(&memcgs, now_ns);
         if let Ok(node) = self.probe.pressure().node() {
             for (index, kind, signal) in KINDS {
                 // Of the node only what is nobody's own limit.
@@ -316,7 +328,10 @@ impl Daemon {
                     lookout.sampling.counted(path, count);
                 }
             }
-            let value = Value { count, total_ns: 0 };
+            let value = Value {
+                count,
+                ..Value::default()
+            };
             let Some(new) = lookout
                 .ledger
                 .due(id, Counter::Hits(event), value, now_ns, last)
@@ -371,6 +386,7 @@ impl Daemon {
         let value = Value {
             count: count(totals),
             total_ns: totals.total_ns,
+            pages: totals.reclaimed_pages,
         };
         if value.count == 0 {
             return;
@@ -397,7 +413,7 @@ impl Daemon {
             total_ns: value.total_ns,
             longest_ns: totals.longest_ns,
             histogram_us_log2: totals.histogram.to_vec(),
-            reclaimed_pages: reclaims.then_some(totals.reclaimed_pages),
+            reclaimed_pages: reclaims.then_some(new.pages),
             source: self.context.hook_name(signal).unwrap_or_default(),
         };
         lookout.name(
@@ -502,14 +518,49 @@ impl Daemon {
 
     /// A memory cgroup was removed: its last counts, and room for others.
     pub(super) fn memcg_removed(&mut self, id: u64, path: &[u8]) {
-        let now_ns = clock::boot_ns();
+        self.tell_last(id);
+        if let Some(lookout) = &mut self.lookout {
+            lookout.sampling.removed(path);
+        }
+    }
+
+    /// Tells and forgets what is counted of a cgroup that is gone.
+    fn tell_last(&mut self, id: u64) {
         if let Ok(Some(memcg)) = self.probe.pressure().memcg(id) {
-            self.tell_memcg(&memcg, now_ns, true);
+            self.tell_memcg(&memcg, clock::boot_ns(), true);
             self.probe.pressure().forget(id);
         }
         if let Some(lookout) = &mut self.lookout {
             lookout.ledger.forget(id);
-            lookout.sampling.removed(path);
+        }
+    }
+
+    /// Gives up what is counted of cgroups that are gone.
+    fn sweep(&mut self, memcgs: &[MemcgPressure], now_ns: u64) {
+        let (Some(lookout), Some(tree)) = (&mut self.lookout, &mut self.tree) else {
+            return;
+        };
+        if now_ns < lookout.next_sweep_ns {
+            return;
+        }
+        lookout.next_sweep_ns = now_ns + SWEEP_NS;
+        let hierarchy = self.context.memory_hierarchy;
+        let mut gone = Vec::new();
+        for id in memcgs.iter().map(|memcg| memcg.memcg_id) {
+            if tree.is_gone(hierarchy, id)
+                && let Some(located) = tree.path(hierarchy, id)
+            {
+                tree.removed(hierarchy, id, &located.path);
+                let is_reused = tree.id(hierarchy, &located.path).is_ok();
+                gone.push((id, located.path, is_reused));
+            }
+        }
+        for (id, path, is_reused) in gone {
+            if is_reused {
+                self.tell_last(id);
+            } else {
+                self.memcg_removed(id, &path);
+            }
         }
     }
 
@@ -546,10 +597,9 @@ impl Daemon {
         let Some(lookout) = &mut self.lookout else {
             return;
         };
-        let shortfall = lookout.sampling.shortfall();
-        let now = shortfall.left_out + shortfall.failed_looks;
-        let more = now.saturating_sub(lookout.shortfall);
-        lookout.shortfall = lookout.shortfall.max(now);
+        let now = lookout.sampling.shortfall();
+        let more = now.more_than(&lookout.shortfall);
+        lookout.shortfall = now;
         if more > 0 {
             self.outbox.lost("cgroup_not_sampled", more);
         }

@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::*;
-use crate::identity::hierarchy::{Mode, Mount};
+use crate::{
+    event::{LimitEvent, StallKind},
+    identity::hierarchy::{Mode, Mount},
+};
 
 const SECOND: u64 = SECOND_NS;
 
@@ -365,4 +368,44 @@ fn cost_of_a_second() {
             measure("64 at their limit", 64, &mut pressure);
         }
     });
+}
+
+#[test]
+fn what_hooks_counted_of_a_removed_cgroup_is_given_up_even_if_nobody_watched_it() {
+    in_runtime(|| {
+        let fake = Fake::new();
+        let mut pressure = fake.open();
+        for id in 0..=MAX_WATCHED {
+            let path = format!("/run/{id}");
+            pressure.totals().hits(path.as_bytes(), LimitEvent::Max, 1);
+            pressure.removed(path.as_bytes());
+        }
+        fake.put("/a.service", 1, Some(1 << 30), 0);
+        pressure.created(b"/a.service", 1);
+        let stalls = (StallKind::DirectReclaim, 7, 7_000);
+        let (kind, count, total_ns) = stalls;
+        pressure
+            .totals()
+            .stalls(Some(b"/a.service"), kind, count, total_ns);
+        let all = pressure.metrics();
+        let own = all.iter().find(|series| series.cgroup.is_some()).unwrap();
+        let stalls = own.points.iter().find(|p| *p.metric == metrics::STALLS);
+        assert_eq!(stalls.map(|point| point.value), Some(7.0));
+    });
+}
+
+#[test]
+fn those_left_out_hide_no_failed_looks() {
+    let before = Shortfall {
+        left_out: 100,
+        failed_looks: 3,
+        ..Shortfall::default()
+    };
+    let now = Shortfall {
+        left_out: 0,
+        failed_looks: 5,
+        ..Shortfall::default()
+    };
+    assert_eq!(now.more_than(&before), 2);
+    assert_eq!(before.more_than(&now), 100);
 }
