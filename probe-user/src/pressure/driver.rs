@@ -1,9 +1,10 @@
 //! The daemon's side of memory pressure: who is looked at when, and what is remembered.
 //!
 //! Each second: the usage of every watched cgroup, a full look at those that matter, and at a few
-//! of the others in turn, so that each has one every ten seconds. A cgroup that has just hit a
-//! limit is looked at fully ten times a second. One full look costs some 50 µs, most of it
-//! `memory.stat`; the bounds below keep all of them under one percent of a processor.
+//! of the others in turn, so that each has one every ten seconds, or every minute if its usage does
+//! not change. A cgroup that has just hit a limit is looked at fully ten times a second. One full
+//! look costs some 50 µs, most of it `memory.stat`; the bounds below keep all of them under one
+//! percent of a processor.
 
 use std::{collections::VecDeque, ops::Bound, path::Path, rc::Rc, time::Duration};
 
@@ -461,7 +462,8 @@ impl Pressure {
         };
     }
 
-    /// A full look, and a look at the limits, of the next few in turn.
+    /// A full look, and a look at the limits, of the next few in turn. For one whose usage has not
+    /// changed the look before stands in.
     fn take_turns(&mut self, now_ns: u64, tick: &mut Tick) {
         let count = self
             .watched
@@ -480,13 +482,19 @@ impl Pressure {
             .collect();
         for path in next {
             self.turn = path.clone();
-            self.watched.read_settings(&path);
-            if self
-                .watched
-                .cgroups
-                .get(&path)
-                .is_some_and(|cgroup| !cgroup.is_full())
-            {
+            let Some(cgroup) = self.watched.cgroups.get_mut(&path) else {
+                continue;
+            };
+            if cgroup.is_full() {
+                self.watched.read_settings(&path);
+            } else if let Some(sample) = cgroup.look_again(now_ns) {
+                tick.looks.push(Look {
+                    path,
+                    sample,
+                    settings: cgroup.settings,
+                });
+            } else {
+                self.watched.read_settings(&path);
                 self.look_fully(&path, now_ns, tick);
             }
         }
