@@ -70,6 +70,11 @@ impl Daemon {
         }
         self.sweep(&memcgs, now_ns);
         if let Ok(node) = self.probe.pressure().node() {
+            let is_hooked = self.probe.hook(Signal::Kswapd).is_some();
+            if let (Some(lookout), true) = (&mut self.lookout, is_hooked) {
+                let kswapd = &node[stall::KSWAPD as usize];
+                lookout.sampling.totals().kswapd(kswapd.total_ns);
+            }
             for (index, kind, signal) in KINDS {
                 // Of the node only what is nobody's own limit.
                 if matches!(kind, StallKind::DirectReclaim | StallKind::Compaction)
