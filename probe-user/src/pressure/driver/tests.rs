@@ -137,6 +137,36 @@ fn a_limit_hit_is_followed_ten_times_a_second_for_ten_seconds() {
 }
 
 #[test]
+fn what_does_not_change_is_not_read_again_for_a_minute() {
+    in_runtime(|| {
+        let fake = Fake::new();
+        fake.put("/pod", 100, Some(1000), 0);
+        let mut pressure = fake.open();
+        let start = clock::boot_ns();
+        let mut anon_at = |second: u64| {
+            let tick = pressure.tick(start + second * SECOND);
+            let [look] = &tick.looks[..] else {
+                panic!("{tick:?}")
+            };
+            assert_eq!(look.sample.boot_ns, start + second * SECOND);
+            let limit = look.settings.own_max_bytes;
+            (look.sample.detail.map(|detail| detail.anon_bytes), limit)
+        };
+        let (first, changed) = ((Some(100), Some(1000)), (Some(7), Some(2000)));
+        assert_eq!(anon_at(0), first);
+        fake.put("/pod", 100, Some(2000), 0);
+        fs::write(fake.dir.path().join("pod/memory.stat"), "anon 7\n").unwrap();
+        assert_eq!(anon_at(1), first);
+        assert_eq!(anon_at(59), first);
+        assert_eq!(anon_at(60), changed, "after a minute");
+        fs::write(fake.dir.path().join("pod/memory.stat"), "anon 8\n").unwrap();
+        assert_eq!(anon_at(61), changed);
+        fs::write(fake.dir.path().join("pod/memory.current"), "101\n").unwrap();
+        assert_eq!(anon_at(62).0, Some(8), "its usage changed");
+    });
+}
+
+#[test]
 fn counters_that_move_are_a_limit_hit_too() {
     in_runtime(|| {
         let fake = Fake::new();
@@ -145,7 +175,7 @@ fn counters_that_move_are_a_limit_hit_too() {
         let start = clock::boot_ns();
         pressure.tick(start);
         assert!(full(&pressure).is_empty());
-        fake.put("/pod", 100, Some(1000), 6);
+        fake.put("/pod", 101, Some(1000), 6);
         pressure.tick(start + SECOND);
         pressure.tick(start + 2 * SECOND);
         assert_eq!(full(&pressure), ["/pod"]);
