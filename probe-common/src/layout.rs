@@ -236,8 +236,8 @@ pub struct Settings {
     pub has_decision: u32,
     /// Which deaths are recorded: one of [`deaths`].
     pub deaths: u32,
-    /// Zero.
-    pub pad: u32,
+    /// 1 once stalls are hooked that may lie in others or have others inside.
+    pub stalls_nest: u32,
 }
 
 /// Values of [`Settings::deaths`].

@@ -516,14 +516,18 @@ pub mod stall {
     /// Reclaim of a cgroup that is at its limit. Counted for that cgroup; for the task's own where
     /// no hook tells whose limit it is.
     pub const MEMCG_RECLAIM: u32 = 1;
-    /// Over `memory.high`: reclaim and sleep before the return to user mode.
+    /// Over `memory.high`: sleep before the return to user mode. Reclaim there is
+    /// [`MEMCG_RECLAIM`].
     pub const HIGH_THROTTLE: u32 = 2;
     /// Direct compaction: pages are moved to make a large one.
     pub const COMPACTION: u32 = 3;
-    /// kswapd is awake: nobody waits, but the node is short of free pages. Only for the node.
-    pub const KSWAPD: u32 = 4;
+    /// A page that had been reclaimed too early is read back, from swap or a file.
+    pub const REFAULT_WAIT: u32 = 4;
+    /// kswapd is awake: nobody waits, but the node is short of free pages. Only for the node; each
+    /// round counts.
+    pub const KSWAPD: u32 = 5;
     /// How many there are.
-    pub const COUNT: u32 = 5;
+    pub const COUNT: u32 = 6;
 }
 
 record! {
@@ -558,7 +562,8 @@ record! {
     Waiting {
         /// `CLOCK_BOOTTIME`, ns.
         since_boot_ns: u64,
-        /// kernfs id of the memory cgroup whose limit it is; 0 if it is not known yet.
+        /// kernfs id of the memory cgroup whose limit it is; 0 if it is not known yet. For
+        /// [`stall::REFAULT_WAIT`] the address that tells sections apart.
         memcg_id: u64,
     }
 }

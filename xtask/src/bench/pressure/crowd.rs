@@ -26,7 +26,7 @@ use crate::{
 pub(super) const AT_LIMIT: [usize; 3] = [0, 1, 20];
 
 /// What a tool does about a change is not its steady use.
-const SETTLE: Duration = Duration::from_secs(3);
+pub(super) const SETTLE: Duration = Duration::from_secs(3);
 
 /// What a tool uses.
 #[derive(Debug, Clone, Copy)]

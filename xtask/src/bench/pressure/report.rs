@@ -239,7 +239,8 @@ fn explain(text: &mut String, measured: &Measured<'_>) -> Result {
   once for two reclaims are left out. On v1 the kernel counts each try to charge as a hit.
 - **Many cgroups**: {cgroups} empty ones, each with a limit, then 1 and 20 of them with a workload of
   anonymous memory that never pauses, at the lowest priority. CPU is the process's own clock over
-  {seconds} s, both tools at once.
+  {seconds} s, both tools at once, taken from {settle} s after the tools were attached and the
+  workloads began: starting up is not in it.
 ",
         limit = LIMIT_BYTES >> 20,
         span = load::SPAN_BYTES >> 20,
@@ -247,5 +248,6 @@ fn explain(text: &mut String, measured: &Measured<'_>) -> Result {
         rounds = ROUNDS,
         cgroups = args.cgroups,
         seconds = args.seconds,
+        settle = crowd::SETTLE.as_secs(),
     )
 }
