@@ -426,8 +426,9 @@ record! {
         /// are kept of requests to stop: the first process of a pid namespace ignores all that it has
         /// no handler for.
         result: u32,
-        /// Zero.
-        pad: u32,
+        /// Number of the system call that current was in; -1 if it was in none, or the kernel does
+        /// not tell (before 5.15).
+        sender_syscall: i32,
         /// Current, without its memory.
         sender: Task,
     }

@@ -15,21 +15,14 @@ use tokio::{
 use super::Daemon;
 use crate::{
     event::{Before, Body, RuntimeStatus, text},
-    identity::{
-        Claim, Orchestrator,
-        names::Resolver,
-        path as grammar,
-    },
+    identity::{Claim, Orchestrator, names::Resolver, path as grammar},
     incident::{
         assemble::{Incident, Role},
         death::{self, Death, Findings, Held, Released},
         explain,
         who::{DEADLINE, Identities},
     },
-    node::{
-        kmsg::FaultLog,
-        process::ProcessDir,
-    },
+    node::{kmsg::FaultLog, process::ProcessDir},
     ring::decode::{Record, comm},
     verdict::death::{EarlierOom, Facts, History, NodeState, OomPart, process_death},
 };
@@ -189,7 +182,9 @@ impl Daemon {
         let is_end = death.is_namespace_init()
             || (death.is_from_runtime() && early.findings.container_survived == Some(false));
         let asked = early.claim.container_id.clone().filter(|_| {
-            is_end && may_wait && early.claim.role.is_none()
+            is_end
+                && may_wait
+                && early.claim.role.is_none()
                 && early.claim.orchestrator == Orchestrator::Kubernetes
         });
         let (resolver, node_name) = (Rc::clone(&self.resolver), self.node_name.clone());
@@ -230,8 +225,7 @@ impl Daemon {
         }
         let link = self.oom_of(&death);
         early.findings.incident = link.as_ref().map(|(incident, _)| incident.clone());
-        let mut event =
-            death::process_death(&self.context, &death, &early.findings, &identities);
+        let mut event = death::process_death(&self.context, &death, &early.findings, &identities);
         let process = explain::process(&self.context, &death.task, None);
         let earlier_oom = early
             .claim

@@ -229,10 +229,7 @@ fn sender(
     let path = findings.sender_paths.get(index).and_then(Option::as_deref);
     let who = path.map(|path| identities.of(path)).unwrap_or_default();
     let mut process = process(context, &sent.sender, None);
-    process.cmdline = findings
-        .sender_cmdlines
-        .get(index)
-        .and_then(Clone::clone);
+    process.cmdline = findings.sender_cmdlines.get(index).and_then(Clone::clone);
     Sender {
         via,
         sent_at: Some(context.time(sent.time_boot_ns)),
@@ -261,7 +258,9 @@ fn fault(death: &Death, findings: &Findings) -> Option<Fault> {
         address: sent.map(|sent| hex(sent.address)),
         instruction,
         mapping,
-        syscall: sent.map(|sent| sent.syscall).filter(|syscall| *syscall >= 0),
+        syscall: sent
+            .map(|sent| sent.syscall)
+            .filter(|syscall| *syscall >= 0),
     })
 }
 

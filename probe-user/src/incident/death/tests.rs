@@ -139,7 +139,10 @@ fn what_the_first_process_takes_along_is_told_with_it() {
     ] {
         held.push(container.to_owned(), death, ()).unwrap();
     }
-    assert_eq!(all(&mut held), [(12, 0), (10, 2), (14, 0), (15, 0), (16, 0)]);
+    assert_eq!(
+        all(&mut held),
+        [(12, 0), (10, 2), (14, 0), (15, 0), (16, 0)]
+    );
 }
 
 #[test]
@@ -156,11 +159,15 @@ fn one_write_to_cgroup_kill_is_told_once() {
 #[test]
 fn deaths_wait_their_time_and_not_without_bound() {
     let mut held = Held::default();
-    held.push("a".to_owned(), death(1, 2, 1_000, None), ()).unwrap();
+    held.push("a".to_owned(), death(1, 2, 1_000, None), ())
+        .unwrap();
     assert!(held.pop(Some(1_000)).is_none());
     assert!(held.pop(Some(1_000 + super::HOLD_NS)).is_some());
     let kept = (0..100_000)
-        .filter(|&pid| held.push("a".to_owned(), death(pid, 2, 1, None), ()).is_ok())
+        .filter(|&pid| {
+            held.push("a".to_owned(), death(pid, 2, 1, None), ())
+                .is_ok()
+        })
         .count();
     assert_eq!(all(&mut held).len(), kept);
     assert!(kept < 100_000);

@@ -53,7 +53,9 @@ pub(super) fn of_sent(sent: &Sent, target: &Task) -> Via {
             Via::ResourceLimit
         }
         // `zap_pid_ns_processes()`: the dying first process takes all others along.
-        (info::KERNEL, libc::SIGKILL) if is_exiting && sender.ns_pid == 1 && sender.ns_level > 0 => {
+        (info::KERNEL, libc::SIGKILL)
+            if is_exiting && sender.ns_pid == 1 && sender.ns_level > 0 =>
+        {
             Via::PidNamespace
         }
         // `reparent_leader()` and `forget_original_parent()`.
