@@ -397,7 +397,7 @@ record! {
 /// How [`Sent::info`] came to `signal_generate`.
 pub mod info {
     /// `SEND_SIG_NOINFO`: on behalf of current (`cgroup.kill`, a parent's death; on newer kernels,
-    /// as 7.3, also `kill()`).
+    /// as 7.3, also `kill()`, which the system call tells).
     pub const NONE: u32 = 0;
     /// `SEND_SIG_PRIV`: by the kernel.
     pub const KERNEL: u32 = 1;
