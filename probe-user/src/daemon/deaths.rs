@@ -3,16 +3,16 @@
 //! A death waits a moment for those that go with it; then names and the runtime's word are looked up
 //! in a task of its own; what needs the daemon's memory (OOM kills, earlier deaths) is added last.
 
-use std::{num::NonZeroUsize, rc::Rc, time::Duration};
+use std::{num::NonZeroUsize, path::Path, rc::Rc, time::Duration};
 
 use lru::LruCache;
-use probe_common::wire::Sent;
+use probe_common::{layout::deaths, wire::Sent};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
 };
 
-use super::Daemon;
+use super::{Daemon, Options};
 use crate::{
     event::{Before, Body, RuntimeStatus, text},
     identity::{Claim, Orchestrator, names::Resolver, path as grammar},
@@ -22,9 +22,9 @@ use crate::{
         explain,
         who::{DEADLINE, Identities},
     },
-    node::{kmsg::FaultLog, process::ProcessDir},
+    node::{self, kmsg::FaultLog, kubelet, meminfo::Meminfo, process::ProcessDir},
     ring::decode::{Record, comm},
-    verdict::death::{EarlierOom, Facts, History, NodeState, OomPart, process_death},
+    verdict::death::{EarlierOom, Facts, NodeState, OomPart, process_death},
 };
 
 /// OOM victims whose deaths may still come, and containers with an OOM kill behind them.
@@ -52,6 +52,17 @@ pub enum Deaths {
     All,
 }
 
+impl Deaths {
+    /// As the BPF programs know it.
+    pub(super) const fn mode(self) -> u32 {
+        match self {
+            Self::Off => deaths::OFF,
+            Self::Containers => deaths::CONTAINERS,
+            Self::All => deaths::ALL,
+        }
+    }
+}
+
 /// What the daemon keeps about deaths.
 pub(super) struct Morgue {
     held: Held<Early>,
@@ -60,7 +71,6 @@ pub(super) struct Morgue {
     /// The last OOM kill by container id, and when.
     kills: LruCache<String, (EarlierOom, u64)>,
     survival: LruCache<Vec<u8>, (Instant, Option<bool>)>,
-    history: History,
     faults: Option<FaultLog>,
     eviction_threshold_bytes: Option<u64>,
 }
@@ -82,16 +92,23 @@ pub(super) struct Made {
 }
 
 impl Morgue {
-    pub(super) fn new(faults: Option<FaultLog>, eviction_threshold_bytes: Option<u64>) -> Self {
+    pub(super) fn new(options: &Options) -> Self {
+        let proc = options.host_root.join("proc");
+        let total_bytes = Meminfo::read(&proc)
+            .ok()
+            .and_then(|memory| memory.total_bytes);
+        let faults = (options.deaths != Deaths::Off)
+            .then(|| FaultLog::open(Path::new("/dev/kmsg")).ok())
+            .flatten();
         Self {
+            eviction_threshold_bytes: total_bytes
+                .and_then(|total| kubelet::eviction_threshold_bytes(&options.host_root, total)),
             held: Held::default(),
             looking_up: JoinSet::new(),
             victims: LruCache::new(REMEMBERED),
             kills: LruCache::new(REMEMBERED),
             survival: LruCache::new(REMEMBERED),
-            history: History::default(),
             faults,
-            eviction_threshold_bytes,
         }
     }
 
@@ -177,7 +194,10 @@ impl Daemon {
         if let Some(faults) = &mut self.morgue.faults
             && death.signal().is_some_and(is_crash)
         {
-            early.findings.logged = faults.fault_of(death.task.pid, death.struck_boot_ns());
+            let tid = death.sent.map_or(death.task.pid, |sent| sent.sender.tid);
+            early.findings.logged = faults
+                .of(tid, death.struck_boot_ns())
+                .map(|fault| (fault.instruction, fault.mapping.clone()));
         }
         let is_end = death.is_namespace_init()
             || (death.is_from_runtime() && early.findings.container_survived == Some(false));
@@ -326,7 +346,7 @@ impl Daemon {
         let survived = self
             .collector
             .directory(root)
-            .map(|dir| crate::node::cgroup::is_populated(&dir));
+            .map(|dir| node::cgroup::is_populated(&dir));
         self.morgue.survival.put(root.to_vec(), (now, survived));
         survived
     }
@@ -367,7 +387,17 @@ async fn runtime_status(
     let container = container?;
     let deadline = Instant::now() + DEADLINE;
     loop {
-        let status = resolver.status(&container, deadline).await;
+        let status = resolver
+            .ended(&container, deadline)
+            .await
+            .map(|ended| RuntimeStatus {
+                exit_code: ended.exit_code,
+                reason: ended.reason,
+                sandbox_stopped: ended.sandbox_stopped,
+                grace_period_ms: ended
+                    .grace_period
+                    .map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)),
+            });
         let is_complete = status.as_ref().is_some_and(|status| {
             status.exit_code.is_some() && (!wants_sandbox || status.sandbox_stopped == Some(true))
         });

@@ -195,6 +195,11 @@ impl Daemon {
         let now = clock::boot_ns();
         outbox.write(Body::ProbeStatus(status), now);
         let vmstat = Vmstat::open(&proc).ok();
+        let mode = options.deaths.mode();
+        probe
+            .set_deaths(mode)
+            .context("cannot say which deaths are wanted")?;
+        let morgue = Morgue::new(&options);
 
         let critical = Reader::new(probe.take_critical()?)?;
         let bulk = Reader::new(probe.take_bulk()?)?;
@@ -228,6 +233,7 @@ impl Daemon {
             reconciler: Reconciler::new(vmstat, now),
             hierarchies,
             looking_up: JoinSet::new(),
+            morgue,
             losses: BTreeMap::new(),
             decode_errors: 0,
             kills_written: 0,

@@ -11,6 +11,7 @@ pub mod dir;
 pub mod disk;
 pub mod host;
 pub mod kmsg;
+pub mod kubelet;
 pub mod memcg;
 pub mod meminfo;
 pub mod oom_score;
