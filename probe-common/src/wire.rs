@@ -397,7 +397,7 @@ record! {
 /// How [`Sent::info`] came to `signal_generate`.
 pub mod info {
     /// `SEND_SIG_NOINFO`: on behalf of current (`cgroup.kill`, a parent's death; on newer kernels,
-    /// as 7.3, also `kill()`).
+    /// as 7.3, also `kill()`, which the system call tells).
     pub const NONE: u32 = 0;
     /// `SEND_SIG_PRIV`: by the kernel.
     pub const KERNEL: u32 = 1;
@@ -426,8 +426,9 @@ record! {
         /// are kept of requests to stop: the first process of a pid namespace ignores all that it has
         /// no handler for.
         result: u32,
-        /// Zero.
-        pad: u32,
+        /// Number of the system call that current was in; -1 if it was in none, or the kernel does
+        /// not tell (before 5.15).
+        sender_syscall: i32,
         /// Current, without its memory.
         sender: Task,
     }
