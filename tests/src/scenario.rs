@@ -49,6 +49,8 @@ pub enum Need {
     FreezerV1,
     /// `cgroup.kill`: the unified hierarchy, on any mount.
     CgroupKill,
+    /// This program, at this path.
+    Program(&'static str),
     /// The tracer itself is what is tested.
     Tracer,
 }
@@ -87,6 +89,7 @@ impl Need {
                 Ok(None) => Some("the unified hierarchy is not mounted".to_owned()),
                 Err(error) => Some(format!("{error:#}")),
             },
+            Self::Program(path) => absent(Path::new(path).exists(), &format!("no {path}")),
             Self::Tracer => absent(runner.options.oomprobe.is_some(), "needs the tracer"),
         }
     }

@@ -6,6 +6,7 @@ mod crashes;
 mod exits;
 mod flood;
 mod kin;
+mod oom_daemons;
 mod ooms;
 mod senders;
 
@@ -29,6 +30,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         crashes::ALL,
         kin::ALL,
         ooms::ALL,
+        oom_daemons::ALL,
         flood::ALL,
     ]
     .into_iter()
