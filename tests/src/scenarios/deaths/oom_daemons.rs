@@ -141,7 +141,8 @@ struct Manager(UnixListener);
 impl Manager {
     fn listen() -> Result<Self> {
         let socket = Path::new("/run/systemd/io.system.ManagedOOM");
-        fs::create_dir_all("/run/systemd").context("/run/systemd")?;
+        // Where the daemon has a socket of its own.
+        fs::create_dir_all("/run/systemd/oom").context("/run/systemd/oom")?;
         // One of an earlier run in this guest.
         let _ = fs::remove_file(socket);
         let listener = UnixListener::bind(socket).context("socket for systemd-oomd")?;
