@@ -311,6 +311,16 @@ impl Pod {
         })
     }
 
+    /// Stops the sandbox, as the kubelet does once it has stopped the containers of a pod that is to
+    /// go.
+    pub fn stop(&self) -> Result<()> {
+        let id = self
+            .sandbox_id
+            .as_deref()
+            .context("the pod has no sandbox")?;
+        self.cri.stop_pod_sandbox(id)
+    }
+
     /// Removes the sandbox while its containers run, which ends them at once.
     pub fn remove_running(mut self) -> Result<()> {
         let id = self.sandbox_id.take().context("the pod has no sandbox")?;

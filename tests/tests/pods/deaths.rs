@@ -16,11 +16,12 @@ use serde_json::Value;
 use super::{HOG, IDLE, MIB, TraceTest, lone_hog, trace};
 
 /// The tests here.
-pub(super) const ALL: [(&str, TraceTest); 9] = [
+pub(super) const ALL: [(&str, TraceTest); 10] = [
     ("death_by_exit_code", death_by_exit_code),
     ("death_by_crash", death_by_crash),
     ("death_within_grace", death_within_grace),
     ("death_after_grace", death_after_grace),
+    ("death_without_its_pod", death_without_its_pod),
     ("death_without_grace", death_without_grace),
     ("death_with_its_pod", death_with_its_pod),
     ("death_of_an_exec_probe", death_of_an_exec_probe),
@@ -133,6 +134,7 @@ fn death_within_grace(containerd: &Containerd, probe: &Path) -> Result<()> {
         let app = pod.start("app")?;
         app.wait_output("idle")?;
         app.stop(Duration::from_secs(30))?;
+        pod.stop()?;
         let status = app.wait_exited()?;
         ensure!(status.exit_code == code, "{status:?}");
         let event = end_of(&tracer, app.id())?;
@@ -149,14 +151,33 @@ fn death_after_grace(containerd: &Containerd, probe: &Path) -> Result<()> {
     let app = pod.start("app")?;
     app.wait_output("idle")?;
     app.stop(Duration::from_secs(1))?;
+    pod.stop()?;
     let status = app.wait_exited()?;
-    ensure!(status.exit_code == 137, "{status:?}");
     let event = end_of(&tracer, app.id())?;
     check(&event, &status, &["runtime_stop_grace_expired"])?;
-    check_request(&event)?;
-    equal(&event, "signal.name", "SIGKILL")?;
-    equal(&event, "sender.parent_comm", SHIM)?;
-    let after = at(&event, "stop_request.killed_after_ms").as_u64();
+    check_killed_after_grace(&event)
+}
+
+/// The kubelet stops one container of a pod that stays when its liveness probe fails.
+fn death_without_its_pod(containerd: &Containerd, probe: &Path) -> Result<()> {
+    let tracer = trace(containerd, probe)?;
+    let mut pod = pod(containerd, "cart-unwell", IDLE)?;
+    let app = pod.start("app")?;
+    app.wait_output("idle")?;
+    app.stop(Duration::from_secs(1))?;
+    let status = app.wait_exited()?;
+    let event = end_of(&tracer, app.id())?;
+    check(&event, &status, &["liveness_kill"])?;
+    equal(&event, "runtime.sandbox_stopped", false)?;
+    check_killed_after_grace(&event)
+}
+
+fn check_killed_after_grace(event: &Value) -> Result<()> {
+    check_request(event)?;
+    equal(event, "exit_code", 137)?;
+    equal(event, "signal.name", "SIGKILL")?;
+    equal(event, "sender.parent_comm", SHIM)?;
+    let after = at(event, "stop_request.killed_after_ms").as_u64();
     ensure!(after >= Some(1000), "killed after {after:?} ms");
     Ok(())
 }
@@ -167,6 +188,7 @@ fn death_without_grace(containerd: &Containerd, probe: &Path) -> Result<()> {
     let app = pod.start("app")?;
     app.wait_output("idle")?;
     app.stop(Duration::ZERO)?;
+    pod.stop()?;
     let status = app.wait_exited()?;
     ensure!(status.exit_code == 137, "{status:?}");
     let event = end_of(&tracer, app.id())?;
@@ -267,7 +289,7 @@ fn deaths_in_a_crash_loop(containerd: &Containerd, probe: &Path) -> Result<()> {
         (&crash, "crash"),
         (&["/bin/sh", "-c", "exit 1"], "app_exit"),
         (HOG, "oom_kill"),
-        (IDLE, "runtime_stop_grace_expired"),
+        (IDLE, "liveness_kill"),
     ]) {
         let app = pod.start_as("app", command)?;
         if command == IDLE {

@@ -77,7 +77,8 @@ fn asked_to_stop(context: &mut Context) -> Result<()> {
         ensure!(end == End::Code(code), "{end:?}");
         context.check_death(
             &asked(Death::of(pid, end)?.inside(&stage.container, "init", false))
-                .is("stop_request.killed_after_ms", ()),
+                .is("stop_request.killed_after_ms", ())
+                .because("app_exit"),
         )?;
     }
 
