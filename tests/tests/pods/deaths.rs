@@ -240,6 +240,17 @@ fn death_of_an_exec_probe(containerd: &Containerd, probe: &Path) -> Result<()> {
         };
         compare().with_context(|| format!("{event:#}"))?;
     }
+    // What a probe leaves behind ends as a zombie: the container's first process waits for nobody.
+    let leave = "(sleep 0.3; exit 5) >/dev/null 2>&1 & exit 0";
+    let answer = app.exec(&["/bin/sh", "-c", leave])?;
+    ensure!(answer.exit_code == 0, "{}", answer.exit_code);
+    let event = tracer.wait_for("end of what the probe left", soon(), |event| {
+        event["kind"] == "process_death"
+            && event["container"]["id"] == app.id()
+            && event["exit_code"] == 5
+    })?;
+    equal(&event, "role", "child")?;
+    equal(&event, "container_survived", true)?;
     ensure!(app.status()?.state == ContainerState::Running);
     Ok(())
 }

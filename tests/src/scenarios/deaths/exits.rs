@@ -10,6 +10,7 @@ use crate::death::Death;
 use crate::expect::{at, equal};
 use crate::hog::{End, Spec};
 use crate::scenario::{Context, Need, Scenario};
+use crate::scenarios::MIB;
 
 pub(super) const ALL: &[Scenario] = &[
     Scenario::new(
@@ -26,6 +27,11 @@ pub(super) const ALL: &[Scenario] = &[
         "renamed_by_exec",
         "the name of the program that ended, not of the one before",
         renamed_by_exec,
+    ),
+    Scenario::new(
+        "life_and_memory",
+        "how long it lived, and the most memory it had",
+        life_and_memory,
     ),
     Scenario::new(
         "all_deaths",
@@ -159,6 +165,40 @@ fn renamed_by_exec(context: &mut Context) -> Result<()> {
                 .because("app_exit"),
         )
         .map(drop)
+}
+
+fn life_and_memory(context: &mut Context) -> Result<()> {
+    const TAKEN_MIB: u64 = 24;
+    let stage = Stage::new(context, 0x1a)?;
+    let _init = stage.with_init(context)?;
+    let before = Instant::now();
+    let mut hog = stage
+        .spec()
+        .start(&["anon", &TAKEN_MIB.to_string()], context.deadline)?;
+    let started = Instant::now();
+    hog.wait_ready(context.deadline)?;
+    std::thread::sleep(Duration::from_millis(300));
+    let at_least = started.elapsed();
+    send(hog.pid(), Signal::SIGKILL)?;
+    let end = End::of(hog.wait(context.deadline)?)?;
+    let at_most = before.elapsed();
+    let death = Death::of(hog.pid(), end)?.inside(&stage.container, "child", true);
+    let Some(event) = context.check_death(&death.sent("kill", own_pid()))? else {
+        return Ok(());
+    };
+    let number = |path| at(&event, path).as_u64().context(path);
+    let lived = u128::from(number("lifetime_ms")?);
+    ensure!(
+        (at_least.as_millis()..=at_most.as_millis()).contains(&lived),
+        "lived for {lived} ms, not {at_least:?} to {at_most:?}"
+    );
+    // Beside what it took there are its program and its stack.
+    let peak = number("peak_rss_bytes")?;
+    ensure!(
+        (TAKEN_MIB * MIB..(TAKEN_MIB + 16) * MIB).contains(&peak),
+        "{peak} bytes at most"
+    );
+    Ok(())
 }
 
 fn all_deaths(context: &mut Context) -> Result<()> {
