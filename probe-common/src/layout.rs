@@ -84,16 +84,30 @@ kernel_layout! {
     /// `task_struct.memcg_nr_pages_over_high` (u32): above 0, the task sleeps before it returns to
     /// user mode.
     task_struct__memcg_nr_pages_over_high,
+    /// `task_struct.seccomp.mode` (i32): absent without seccomp.
+    task_struct__seccomp_mode,
     /// `signal_struct.live` (atomic): threads not yet exiting.
     signal_struct__live,
     /// `signal_struct.nr_threads` (i32).
     signal_struct__nr_threads,
     /// `signal_struct.group_exit_code` (i32).
     signal_struct__group_exit_code,
+    /// `signal_struct.flags` (u32): `SIGNAL_GROUP_EXIT` and others.
+    signal_struct__flags,
+    /// `signal_struct.maxrss` (u64, pages): highest rss, once the last thread is exiting.
+    signal_struct__maxrss,
     /// `signal_struct.oom_score_adj` (i16).
     signal_struct__oom_score_adj,
     /// `signal_struct.oom_mm`: mm pinned for the OOM reaper; also the mm once `task.mm` is gone.
     signal_struct__oom_mm,
+    /// `kernel_siginfo.si_code` (i32).
+    kernel_siginfo__si_code,
+    /// `kernel_siginfo`'s `si_addr` (user address): of faults.
+    kernel_siginfo__si_addr,
+    /// `kernel_siginfo`'s `si_call_addr` (user address): of SIGSYS.
+    kernel_siginfo__si_call_addr,
+    /// `kernel_siginfo`'s `si_syscall` (i32): of SIGSYS.
+    kernel_siginfo__si_syscall,
     /// `cred.uid` (u32).
     cred__uid,
     /// `pid.level` (u32): depth of the innermost pid namespace.

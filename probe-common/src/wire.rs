@@ -75,11 +75,13 @@ pub enum Loss {
     StallMapFull = 5,
     /// The ring of deaths was full.
     DeathRingFull = 6,
+    /// No room in a map: who sent a signal is not known.
+    SentMapFull = 7,
 }
 
 impl Loss {
     /// All reasons, in index order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::CriticalRingFull,
         Self::BulkRingFull,
         Self::ReadFailed,
@@ -87,6 +89,7 @@ impl Loss {
         Self::MemcgMapFull,
         Self::StallMapFull,
         Self::DeathRingFull,
+        Self::SentMapFull,
     ];
 
     /// The reason as events name it.
@@ -99,6 +102,7 @@ impl Loss {
             Self::MemcgMapFull => "memcg_map_full",
             Self::StallMapFull => "stall_map_full",
             Self::DeathRingFull => "death_ring_full",
+            Self::SentMapFull => "sent_map_full",
         }
     }
 }
@@ -392,7 +396,8 @@ record! {
 
 /// How [`Sent::info`] came to `signal_generate`.
 pub mod info {
-    /// `SEND_SIG_NOINFO`: on behalf of current (`cgroup.kill`, a parent's death).
+    /// `SEND_SIG_NOINFO`: on behalf of current (`cgroup.kill`, a parent's death; on newer kernels,
+    /// as 7.3, also `kill()`).
     pub const NONE: u32 = 0;
     /// `SEND_SIG_PRIV`: by the kernel.
     pub const KERNEL: u32 = 1;
@@ -417,6 +422,12 @@ record! {
         syscall: i32,
         /// One of [`info`].
         info: u32,
+        /// `TRACE_SIGNAL_*`: 0 delivered, 1 ignored, 4 delivered without its `kernel_siginfo`. Ignored
+        /// are kept of requests to stop: the first process of a pid namespace ignores all that it has
+        /// no handler for.
+        result: u32,
+        /// Zero.
+        pad: u32,
         /// Current, without its memory.
         sender: Task,
     }

@@ -129,6 +129,8 @@ pointer! {
     Task,
     /// `struct signal_struct`.
     Signal,
+    /// `struct kernel_siginfo`.
+    Siginfo,
     /// `struct mm_struct`.
     Mm,
     /// `struct cred`.
@@ -238,6 +240,10 @@ impl<A: Access> Task<A> {
     pub fn memcg_nr_pages_over_high(self) -> Option<u32> {
         self.get(layout!(task_struct__memcg_nr_pages_over_high))
     }
+    #[inline(always)]
+    pub fn seccomp_mode(self) -> Option<u32> {
+        self.get(layout!(task_struct__seccomp_mode))
+    }
     /// The memory controller's css of this task.
     #[inline(always)]
     pub fn memory_css(self) -> Option<Css<A>> {
@@ -264,12 +270,39 @@ impl<A: Access> Signal<A> {
         self.get(layout!(signal_struct__group_exit_code))
     }
     #[inline(always)]
+    pub fn flags(self) -> Option<u32> {
+        self.get(layout!(signal_struct__flags))
+    }
+    #[inline(always)]
+    pub fn maxrss(self) -> Option<u64> {
+        self.get(layout!(signal_struct__maxrss))
+    }
+    #[inline(always)]
     pub fn oom_score_adj(self) -> Option<i16> {
         self.get(layout!(signal_struct__oom_score_adj))
     }
     #[inline(always)]
     pub fn oom_mm(self) -> Option<Mm<A>> {
         Mm::new(self.get(layout!(signal_struct__oom_mm))?)
+    }
+}
+
+impl<A: Access> Siginfo<A> {
+    #[inline(always)]
+    pub fn si_code(self) -> Option<i32> {
+        self.get(layout!(kernel_siginfo__si_code))
+    }
+    #[inline(always)]
+    pub fn si_addr(self) -> Option<u64> {
+        self.get(layout!(kernel_siginfo__si_addr))
+    }
+    #[inline(always)]
+    pub fn si_call_addr(self) -> Option<u64> {
+        self.get(layout!(kernel_siginfo__si_call_addr))
+    }
+    #[inline(always)]
+    pub fn si_syscall(self) -> Option<i32> {
+        self.get(layout!(kernel_siginfo__si_syscall))
     }
 }
 

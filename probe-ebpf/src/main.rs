@@ -9,17 +9,18 @@
 
 mod candidates;
 mod cgroup;
-mod exit;
+mod death;
 mod kernel;
-mod kill;
 mod limit_hit;
 mod maps;
 mod mark_victim;
 mod memcg_reclaim;
 mod oom_kill_process;
 mod out_of_memory;
+mod process_exit;
 mod reap;
 mod record;
+mod signal_sent;
 mod stall;
 
 #[panic_handler]

@@ -7,10 +7,10 @@ use aya_ebpf::{
 use probe_common::{
     layout::{KernelLayout, Settings},
     limits::{
-        BULK_RING_BYTES, CRITICAL_RING_BYTES, MAX_LIMITED, MAX_STALLING, MAX_VICTIMS, MAX_WAITING,
-        SCRATCH_LEN,
+        BULK_RING_BYTES, CRITICAL_RING_BYTES, DEATH_RING_BYTES, MAX_DULL, MAX_LIMITED, MAX_SENT,
+        MAX_STALLING, MAX_VICTIMS, MAX_WAITING, SCRATCH_LEN,
     },
-    wire::{LimitTotals, Loss, StallKey, StallTotals, Waiting, stall},
+    wire::{LimitTotals, Loss, Sent, StallKey, StallTotals, Waiting, stall},
 };
 
 /// Facts about the running kernel; set and frozen before the programs are loaded.
@@ -22,13 +22,17 @@ pub static LAYOUT: KernelLayout = KernelLayout::UNKNOWN;
 #[unsafe(no_mangle)]
 pub static CPUS: u32 = 0;
 
-/// Kills and deaths only, so that no flood can evict them.
+/// OOM kills and the exits of their victims only, so that no flood can evict them.
 #[map]
 pub static CRITICAL: RingBuf = RingBuf::with_byte_size(CRITICAL_RING_BYTES, 0);
 
 /// Rates and life cycle.
 #[map]
 pub static BULK: RingBuf = RingBuf::with_byte_size(BULK_RING_BYTES, 0);
+
+/// Deaths of processes: many at once where a node is drained.
+#[map]
+pub static DEATHS: RingBuf = RingBuf::with_byte_size(DEATH_RING_BYTES, 0);
 
 /// Counts by reason of loss.
 #[map]
@@ -37,7 +41,7 @@ pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.len(
 /// Where a record is put together. One slot per [`Slot`], as programs of different slots may
 /// interrupt each other on one CPU; a program never interrupts itself.
 #[map]
-pub static SCRATCH: PerCpuArray<[u8; SCRATCH_LEN]> = PerCpuArray::with_max_entries(5, 0);
+pub static SCRATCH: PerCpuArray<[u8; SCRATCH_LEN]> = PerCpuArray::with_max_entries(6, 0);
 
 /// Slots of [`SCRATCH`].
 #[derive(Clone, Copy)]
@@ -45,13 +49,15 @@ pub enum Slot {
     /// Programs that run under the kernel's `oom_lock`.
     Oom = 0,
     /// Signals.
-    Kill = 1,
-    /// Exits and cgroup life cycle.
+    Signal = 1,
+    /// The OOM reaper and cgroup life cycle.
     Other = 2,
     /// The task iterator.
     Candidate = 3,
     /// Limit hits.
     Limit = 4,
+    /// Exits.
+    Exit = 5,
 }
 
 /// Processes whose exit is of interest, by process id; least recently used are given up first.
@@ -81,6 +87,17 @@ pub static NODE_STALLS: PerCpuArray<StallTotals> = PerCpuArray::with_max_entries
 /// there is no room.
 #[map]
 pub static WAITING: LruHashMap<u64, Waiting> = LruHashMap::with_max_entries(MAX_WAITING, 0);
+
+/// Deadly signals and requests to stop that were sent, by process id (upper half of the key) and
+/// signal. The exit of the process takes its entries out; those of one whose death is of no interest
+/// go when there is no room.
+#[map]
+pub static SENT: LruHashMap<u64, Sent> = LruHashMap::with_max_entries(MAX_SENT, 0);
+
+/// Memory cgroups whose deaths nobody asked for, by kernfs id. One that is given up for others is
+/// reported again, and the daemon puts it back.
+#[map]
+pub static DULL: LruHashMap<u64, u8> = LruHashMap::with_max_entries(MAX_DULL, 0);
 
 /// What the daemon found out after loading.
 #[map]

@@ -7,7 +7,9 @@ use core::{
 
 use aya_ebpf::helpers::{
     bpf_get_smp_processor_id,
-    generated::{bpf_ktime_get_boot_ns, bpf_probe_read_user, bpf_ringbuf_output},
+    generated::{
+        bpf_ktime_get_boot_ns, bpf_probe_read_kernel, bpf_probe_read_user, bpf_ringbuf_output,
+    },
 };
 use aya_ebpf::maps::RingBuf;
 use probe_common::{
@@ -40,7 +42,7 @@ pub struct Record {
 
 /// A section under construction.
 #[derive(Clone, Copy)]
-struct Writer {
+pub struct Writer {
     start: *mut Section,
 }
 
@@ -65,6 +67,27 @@ impl Writer {
             write_volatile(&raw mut (*self.start).len, length as u32);
             write_volatile(&raw mut (*self.start).truncated, u16::from(truncated));
         }
+    }
+
+    /// Appends a copy of `value`, of which the section holds no more than `most`.
+    ///
+    /// # Safety
+    /// `value` may be read.
+    #[inline(always)]
+    pub unsafe fn push<T>(self, most: usize, value: *const T) {
+        const { assert!(size_of::<T>() <= SCRATCH_LEN / 8) };
+        let length = self.length();
+        if length >= most * size_of::<T>() {
+            self.set(length, true);
+            return;
+        }
+        // SAFETY: what may precede the value and the value itself are less than half of the buffer.
+        // The helper copies, as the compiler would word by word.
+        unsafe {
+            let place = self.content().add(length & (SCRATCH_LEN / 4 - 1));
+            bpf_probe_read_kernel(place.cast(), size_of::<T>() as u32, value.cast());
+        }
+        self.set(length + size_of::<T>(), false);
     }
 }
 
@@ -102,7 +125,7 @@ impl Record {
 
     /// Starts a section, if there is still room for one.
     #[inline(always)]
-    fn begin(self, tag: u16) -> Option<Writer> {
+    pub fn begin(self, tag: u16) -> Option<Writer> {
         let length = self.length();
         if length > START_MASK {
             return None;
@@ -125,7 +148,7 @@ impl Record {
 
     /// Makes the section part of the record.
     #[inline(always)]
-    fn end(self, section: Writer) {
+    pub fn end(self, section: Writer) {
         let length = self.length() + ((size_of::<Section>() + section.length() + 7) & !7);
         // SAFETY: the buffer starts with a header.
         unsafe {

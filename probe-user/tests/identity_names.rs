@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use fake_cri::{Container, FakeCri, Fleet, Manner, Sandbox};
-use oomprobe::identity::names::{Names, Resolver, Source};
+use oomprobe::identity::names::{Ended, Names, Resolver, Source};
 use oomprobe::identity::path::parse;
 use oomprobe::identity::{Claim, Role, Runtime};
 use tokio::time::Instant;
@@ -539,5 +539,55 @@ fn warmed_names_need_no_runtime() {
         let nothing = Host::new().resolver();
         let error = nothing.warm(Instant::now() + AMPLE / 2).await.unwrap_err();
         assert_eq!(error.code(), "no_cri_socket");
+    });
+}
+
+#[test]
+fn how_a_container_ended() {
+    run(async {
+        let host = Host::new();
+        let deadline = || Instant::now() + AMPLE / 2;
+        assert_eq!(host.resolver().ended(&id('a'), deadline()).await, None);
+        let fake = FakeCri::listen(&host.containerd(), Manner::Well, fleet());
+        let resolver = host.resolver();
+        let expected = Ended {
+            exit_code: Some(137),
+            reason: Some("OOMKilled".to_owned()),
+            sandbox_stopped: Some(false),
+            grace_period: Some(Duration::from_secs(45)),
+        };
+        let ended = resolver.ended(&id('a'), deadline()).await;
+        assert_eq!(ended, Some(expected.clone()));
+        assert_eq!(resolver.ended(&id('c'), deadline()).await, None);
+        drop(fake);
+        let mut fleet = fleet();
+        fleet.sandboxes.clear();
+        let _fake = FakeCri::listen(&host.containerd(), Manner::Well, fleet);
+        let without_sandbox = Ended {
+            sandbox_stopped: Some(true),
+            ..expected
+        };
+        let ended = host.resolver().ended(&id('a'), deadline()).await;
+        assert_eq!(ended, Some(without_sandbox));
+    });
+}
+
+#[test]
+fn a_runtime_that_does_not_tell_ends_is_given_up() {
+    run(async {
+        for manner in [
+            Manner::Hangs,
+            Manner::HangsInCall,
+            Manner::Garbage,
+            Manner::Closes,
+            Manner::HalfAnswer,
+            Manner::BadMessage,
+            Manner::OtherService,
+        ] {
+            let host = Host::new();
+            let _fake = FakeCri::listen(&host.containerd(), manner, fleet());
+            let deadline = Instant::now() + Duration::from_millis(300);
+            assert_eq!(host.resolver().ended(&id('a'), deadline).await, None);
+        }
     });
 }

@@ -18,7 +18,7 @@ use anyhow::{Context as _, bail};
 
 use super::{Common, Output, colour, exit, obstacle};
 use crate::{
-    daemon::{self, Filter, Options},
+    daemon::{self, Deaths, Filter, Options},
     event::{Body, Event},
     identity::hierarchy,
     sink::{Error, Sink, json::Json, terminal::Terminal},
@@ -78,6 +78,7 @@ pub fn run(args: &Args, common: Common) -> anyhow::Result<ExitCode> {
         duration: Some(PATIENCE),
         count: Some(1),
         leak_window: daemon::LEAK_WINDOW,
+        deaths: Deaths::Off,
         filter: Filter {
             cgroup: Some(scratch.path.clone()),
             ..Filter::default()

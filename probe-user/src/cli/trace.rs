@@ -4,7 +4,7 @@ use std::{io::stdout, process::ExitCode, time::Duration};
 
 use super::{Common, Output, colour, ended, exit, obstacle};
 use crate::{
-    daemon::{self, Filter, Options},
+    daemon::{self, Deaths, Filter, Options},
     sink::{json::Json, terminal::Terminal},
 };
 
@@ -15,6 +15,7 @@ Examples:
   oomprobe trace                                      follow, readable on a terminal
   oomprobe trace -o json > kills.ndjson               NDJSON, also the default in a pipe
   oomprobe trace --duration 10m --pod cart-7d9f       one pod, for ten minutes
+  oomprobe trace --all-deaths -o json | jq -c 'select(.kind == \"process_death\")'
 
 The first event is probe_status: from then on no kill is missed, or a gap event says so.
 SIGINT and SIGTERM drain what was seen and exit 0.")]
@@ -36,13 +37,17 @@ pub struct Args {
     #[arg(long, value_name = "TIME", default_value = "10m", env = "OOMPROBE_LEAK_WINDOW",
           value_parser = humantime::parse_duration)]
     leak_window: Duration,
-    /// Only kills that concern the pod of this name
+    /// Tell of every process that dies, not only of those in containers that were killed, failed or
+    /// were a container's first
+    #[arg(long, env = "OOMPROBE_ALL_DEATHS")]
+    all_deaths: bool,
+    /// Only events about the pod of this name
     #[arg(long, value_name = "NAME")]
     pod: Option<String>,
-    /// Only kills that concern this Kubernetes namespace
+    /// Only events about this Kubernetes namespace
     #[arg(long, value_name = "NAME")]
     namespace: Option<String>,
-    /// Only kills that concern this container: its name, its id, or the start of its id
+    /// Only events about this container: its name, its id, or the start of its id
     #[arg(long, value_name = "NAME|ID")]
     container: Option<String>,
 }
@@ -60,6 +65,11 @@ pub fn run(args: Args, common: Common) -> anyhow::Result<ExitCode> {
         duration: args.duration,
         count: args.count,
         leak_window: args.leak_window,
+        deaths: if args.all_deaths {
+            Deaths::All
+        } else {
+            Deaths::Containers
+        },
         filter: Filter {
             pod: args.pod,
             namespace: args.namespace,

@@ -14,7 +14,7 @@ use crate::{
         explain,
         who::{DEADLINE, Identities},
     },
-    node::clock,
+    node::{self, clock},
     ring::decode::Record,
 };
 
@@ -107,6 +107,7 @@ impl Daemon {
                 },
             );
         }
+        self.remember_victims(&incident);
         self.reconciler
             .saw(&incident, evidence.limit.as_ref().map(LimitOwner::path));
         let (context, resolver) = (Rc::clone(&self.context), Rc::clone(&self.resolver));
@@ -175,8 +176,7 @@ impl Daemon {
                 return Some(false);
             }
             let dir = self.collector.directory(&path)?;
-            // A container that is gone has no processes, and soon no cgroup.
-            Some(std::fs::read(dir.join("cgroup.procs")).is_ok_and(|procs| !procs.is_empty()))
+            Some(node::cgroup::is_populated(&dir))
         });
         let outcome = explain::oom_outcome(
             &self.context,

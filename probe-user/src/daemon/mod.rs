@@ -4,6 +4,7 @@
 //! looked up in tasks of their own, so that a slow runtime delays one event and nothing else;
 //! the sink has its own thread behind a bounded queue, so that a slow reader delays nobody.
 
+mod deaths;
 mod kills;
 mod options;
 mod outbox;
@@ -28,6 +29,8 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
+pub use deaths::Deaths;
+use deaths::Morgue;
 use kills::{Made, Watched};
 pub use options::{Filter, LEAK_WINDOW, Options};
 pub use outbox::Ending;
@@ -109,11 +112,13 @@ struct Daemon {
     probe: Probe,
     critical: Option<Reader>,
     bulk: Option<Reader>,
+    dead: Option<Reader>,
     assembler: Assembler,
     collector: Collector,
     evidence: Option<(u64, Evidence)>,
     /// Memory pressure; `None` where there is no memory controller.
     lookout: Option<Lookout>,
+    morgue: Morgue,
     /// Incidents whose victims are gone, and when their memory will be given back too.
     leaving: VecDeque<(Instant, Box<Incident>)>,
     /// By incident, from its `oom_kill` to its `oom_outcome`.
@@ -158,7 +163,7 @@ impl Daemon {
         let has = |signal| probe.hook(signal).is_some();
         let hooks = Hooks {
             end: has(Signal::OomEnd),
-            kernel_kill: has(Signal::KernelKill),
+            kernel_kill: has(Signal::SignalSent),
         };
         let hooked = has(Signal::LimitHit);
         let kmsg = if has(Signal::OomDecision) {
@@ -190,9 +195,15 @@ impl Daemon {
         let now = clock::boot_ns();
         outbox.write(Body::ProbeStatus(status), now);
         let vmstat = Vmstat::open(&proc).ok();
+        let mode = options.deaths.mode();
+        probe
+            .set_deaths(mode)
+            .context("cannot say which deaths are wanted")?;
+        let morgue = Morgue::new(&options);
 
         let critical = Reader::new(probe.take_critical()?)?;
         let bulk = Reader::new(probe.take_bulk()?)?;
+        let dead = Reader::new(probe.take_deaths()?)?;
         let table = Path::new(kallsyms::KALLSYMS);
         let (symbols, per_cpu_offset) = Symbols::warm(table, "__per_cpu_offset");
         if let Some(address) = per_cpu_offset {
@@ -203,6 +214,7 @@ impl Daemon {
             started,
             critical: Some(critical),
             bulk: Some(bulk),
+            dead: Some(dead),
             assembler: Assembler::new(hooks),
             collector: Collector::new(&proc, hierarchies.clone(), kmsg),
             evidence: None,
@@ -221,6 +233,7 @@ impl Daemon {
             reconciler: Reconciler::new(vmstat, now),
             hierarchies,
             looking_up: JoinSet::new(),
+            morgue,
             losses: BTreeMap::new(),
             decode_errors: 0,
             kills_written: 0,
@@ -246,14 +259,15 @@ impl Daemon {
             .options
             .duration
             .map(|duration| self.started + duration.min(FOREVER));
-        let (Some(mut critical), Some(mut bulk)) = (self.critical.take(), self.bulk.take()) else {
+        let (Some(mut critical), Some(mut bulk), Some(mut dead)) =
+            (self.critical.take(), self.bulk.take(), self.dead.take())
+        else {
             anyhow::bail!("the rings were taken already");
         };
         let (mut records, mut rates) = (Vec::<Bytes>::new(), Vec::<Bytes>::new());
+        let mut deaths = Vec::<Bytes>::new();
         while !self.enough() {
-            let deadline = self.assembler.deadline().map(|at| {
-                Instant::now() + Duration::from_nanos(at.saturating_sub(clock::boot_ns()))
-            });
+            let deadline = self.assembler.deadline().map(at);
             tokio::select! {
                 biased;
                 () = self.outbox.closed() => break,
@@ -270,6 +284,10 @@ impl Daemon {
                 () = sleep_until(self.leaving.front().map(|(due, _)| *due)) => {
                     self.report_settled(Some(Instant::now()));
                 }
+                () = sleep_until(self.morgue.due_ns().map(at)) => {
+                    self.release_deaths(Some(clock::boot_ns()));
+                }
+                made = self.morgue.next() => self.died(made),
                 Some(made) = self.looking_up.join_next(), if !self.looking_up.is_empty() => {
                     self.made(made);
                 }
@@ -283,15 +301,27 @@ impl Daemon {
                     read.context("cannot read the ring of rates")?;
                     self.take(&mut rates);
                 }
+                read = dead.read(&mut deaths) => {
+                    read.context("cannot read the ring of deaths")?;
+                    // A victim's death comes after the kill, by another ring.
+                    critical.drain(&mut records);
+                    self.take(&mut records);
+                    self.take(&mut deaths);
+                }
             }
         }
         // Nothing that was seen is lost: what is in the rings, open or being looked up goes out.
         critical.drain(&mut records);
         bulk.drain(&mut records);
+        dead.drain(&mut records);
         self.take(&mut records);
         let steps = self.assembler.finish(clock::boot_ns());
         self.steps(steps);
         self.report_settled(None);
+        self.release_deaths(None);
+        while let Some(made) = self.morgue.rest().await {
+            self.died(made);
+        }
         while let Some(made) = self.looking_up.join_next().await {
             self.made(made);
         }
@@ -330,6 +360,10 @@ impl Daemon {
         }
         if let RecordBody::LimitHit(hit) = &record.body {
             self.limit_hit(&record, hit);
+            return;
+        }
+        if let RecordBody::Death(_) = &record.body {
+            self.death(&record);
             return;
         }
         let steps = self.assembler.push(record);
@@ -388,6 +422,11 @@ impl Daemon {
 const BTF_REMEDY: &str = "oomprobe reads kernel structures by the kernel's own BTF: it needs a \
                           kernel built with CONFIG_DEBUG_INFO_BTF (every current distribution \
                           kernel) and /sys mounted";
+
+/// A time in ns since boot.
+fn at(boot_ns: u64) -> Instant {
+    Instant::now() + Duration::from_nanos(boot_ns.saturating_sub(clock::boot_ns()))
+}
 
 async fn sleep_until(deadline: Option<Instant>) {
     match deadline {

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use super::Deaths;
 use crate::event;
 
 /// Over how long memory must grow to be a leak, unless the user says otherwise.
@@ -22,6 +23,8 @@ pub struct Options {
     pub count: Option<u64>,
     /// Over how long memory must grow to be a leak.
     pub leak_window: Duration,
+    /// Which deaths are told.
+    pub deaths: Deaths,
     /// Only events about this pod, namespace or container.
     pub filter: Filter,
 }

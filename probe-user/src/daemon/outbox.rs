@@ -15,7 +15,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use crate::{
-    event::{Body, Event, Host, Loss},
+    event::{Body, Event, Host, Loss, Process},
     incident::{explain::Context, who::Who},
     node::clock,
     sink::{Error, Sink},
@@ -103,6 +103,14 @@ impl Outbox {
     pub(super) fn write_about(&mut self, who: Who, body: Body, boot_ns: u64) {
         self.report_lost();
         self.push(body, boot_ns, |event| event.about(who.k8s, who.container));
+    }
+
+    /// The same, about this process too.
+    pub(super) fn write_of(&mut self, who: Who, process: Process, body: Body, boot_ns: u64) {
+        self.report_lost();
+        self.push(body, boot_ns, |event| {
+            event.about(who.k8s, who.container).of(process)
+        });
     }
 
     /// Counts events that were lost before they were made.

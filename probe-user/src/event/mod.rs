@@ -16,6 +16,7 @@ mod oom_kill;
 mod oom_outcome;
 mod pressure;
 mod process_death;
+mod signal;
 mod stack;
 mod status;
 mod subject;

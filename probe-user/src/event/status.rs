@@ -27,7 +27,7 @@ pub struct ProbeStatus {
 /// One signal and the hook that serves it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SignalStatus {
-    /// What is observed, as `oom_decision` or `victim_exit`.
+    /// What is observed, as `oom_decision` or `process_exit`.
     pub signal: String,
     /// The hook in use, as `fentry:oom_kill_process`. Null if none could be attached: answers
     /// that need the signal are null.

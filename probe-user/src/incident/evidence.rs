@@ -239,6 +239,11 @@ impl Collector {
         }
     }
 
+    /// `MemAvailable` of the node.
+    pub fn available_bytes(&mut self) -> Option<u64> {
+        self.meminfo.as_mut()?.read().ok()?.available_bytes
+    }
+
     /// Usage and parts of the memory cgroup at `path`, through files kept open.
     pub fn memory(&mut self, path: &[u8]) -> Option<MemcgReading> {
         let files = match self.memcgs.iter().position(|(known, _)| known == path) {

@@ -7,7 +7,7 @@ mod process;
 
 pub use logged::nothing_killable;
 pub use outcome::oom_outcome;
-pub use process::is_init;
+pub use process::{is_init, process};
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -57,7 +57,8 @@ impl Context {
         }))
     }
 
-    fn bytes(&self, pages: u64) -> u64 {
+    /// Bytes of `pages`.
+    pub(super) fn bytes(&self, pages: u64) -> u64 {
         pages.saturating_mul(self.page_bytes)
     }
 
@@ -320,7 +321,7 @@ fn total_pages(context: &Context, incident: &Incident, evidence: &Evidence) -> u
     (ram + swap) / context.page_bytes.max(1)
 }
 
-fn cgroup(id: u64, path: &[u8]) -> Cgroup {
+pub(super) fn cgroup(id: u64, path: &[u8]) -> Cgroup {
     Cgroup {
         id: (id != 0).then_some(id),
         path: Some(text(path)),
@@ -339,7 +340,7 @@ fn hooks(context: &Context, incident: &Incident, evidence: &Evidence) -> BTreeMa
         .hook_name(Signal::OomDecision)
         .filter(|_| incident.decision.is_some());
     let mark = context.hook_name(Signal::VictimMark);
-    let kill = context.hook_name(Signal::KernelKill);
+    let kill = context.hook_name(Signal::SignalSent);
     put(
         "victims",
         if kill.is_some() {

@@ -14,10 +14,10 @@ pub enum Signal {
     OomEnd,
     /// A process is marked as victim.
     VictimMark,
-    /// SIGKILL sent by the kernel.
-    KernelKill,
-    /// A victim is gone.
-    VictimExit,
+    /// A signal is sent: SIGKILL by the kernel, and what may end a process that is followed.
+    SignalSent,
+    /// A process is gone: a victim, or one whose death is of interest.
+    ProcessExit,
     /// The OOM reaper freed a victim's memory.
     VictimReaped,
     /// A cgroup was made or removed.
@@ -45,8 +45,8 @@ impl Signal {
             Self::OomDecision => "oom_decision",
             Self::OomEnd => "oom_end",
             Self::VictimMark => "victim_mark",
-            Self::KernelKill => "kernel_kill",
-            Self::VictimExit => "victim_exit",
+            Self::SignalSent => "signal_sent",
+            Self::ProcessExit => "process_exit",
             Self::VictimReaped => "victim_reaped",
             Self::CgroupChange => "cgroup_change",
             Self::Candidates => "candidates",
@@ -68,11 +68,13 @@ impl Signal {
             }
             Self::OomEnd => "an OOM that killed nobody is seen in the kernel log only",
             Self::VictimMark => "kills cannot be seen",
-            Self::KernelKill => {
-                "a victim that was dying anyway cannot be told from a kill, and processes that \
-                 share the victim's memory are not listed"
+            Self::SignalSent => {
+                "who sent a deadly signal is unknown, a victim that was dying anyway cannot be told \
+                 from a kill, and processes that share the victim's memory are not listed"
             }
-            Self::VictimExit => "when a victim was gone is unknown",
+            Self::ProcessExit => {
+                "deaths other than OOM kills cannot be seen, and when a victim was gone is unknown"
+            }
             Self::VictimReaped => "whether the OOM reaper was needed is unknown",
             Self::CgroupChange => "paths of cgroups removed before a kill is explained are unknown",
             Self::Candidates => "why this victim and no other cannot be shown",
@@ -276,7 +278,7 @@ pub const LADDER: &[(Signal, &[Rung])] = &[
         ])],
     ),
     (
-        Signal::VictimExit,
+        Signal::ProcessExit,
         &[
             rung(&[("exit_rt", Hook::RawTp("sched_process_exit"))]),
             rung(&[("exit_tb", Hook::TpBtf("sched_process_exit"))]),
@@ -300,10 +302,10 @@ pub const LADDER: &[(Signal, &[Rung])] = &[
         ],
     ),
     (
-        Signal::KernelKill,
+        Signal::SignalSent,
         &[
-            rung(&[("kill_rt", Hook::RawTp("signal_generate"))]),
-            rung(&[("kill_tb", Hook::TpBtf("signal_generate"))]),
+            rung(&[("signal_rt", Hook::RawTp("signal_generate"))]),
+            rung(&[("signal_tb", Hook::TpBtf("signal_generate"))]),
         ],
     ),
     (

@@ -76,6 +76,9 @@ macro_rules! table {
 use Shape::{Array, Atomic, Int, Ptr, Struct, Tail};
 use Source::{Argument, Element, Enumerator, InElement, Offset, Size, Stride};
 
+/// Name of `void`, which has none.
+const VOID: &str = "";
+
 /// Why `kernfs_node.parent` has two names.
 const PLAIN_PARENT: &str = "plain pointer before 6.15 put it under RCU and renamed it";
 /// Why `mm_struct.rss_stat` has two forms.
@@ -97,11 +100,21 @@ const TABLE: &[Row] = table! {
     Optional task_struct__thread_pid: Offset("task_struct", "thread_pid", Ptr("pid"));
     Optional task_struct__memcg_nr_pages_over_high:
         Offset("task_struct", "memcg_nr_pages_over_high", Int(4));
+    Optional task_struct__seccomp_mode: Offset("task_struct", "seccomp.mode", Int(4));
     Required signal_struct__live: Offset("signal_struct", "live", Atomic(4));
     Optional signal_struct__nr_threads: Offset("signal_struct", "nr_threads", Int(4));
     Optional signal_struct__group_exit_code: Offset("signal_struct", "group_exit_code", Int(4));
+    Optional signal_struct__flags: Offset("signal_struct", "flags", Int(4));
+    Optional signal_struct__maxrss: Offset("signal_struct", "maxrss", Int(8));
     Required signal_struct__oom_score_adj: Offset("signal_struct", "oom_score_adj", Int(2));
     Required signal_struct__oom_mm: Offset("signal_struct", "oom_mm", Ptr("mm_struct"));
+    Optional kernel_siginfo__si_code: Offset("kernel_siginfo", "si_code", Int(4));
+    Optional kernel_siginfo__si_addr:
+        Offset("kernel_siginfo", "_sifields._sigfault._addr", Ptr(VOID));
+    Optional kernel_siginfo__si_call_addr:
+        Offset("kernel_siginfo", "_sifields._sigsys._call_addr", Ptr(VOID));
+    Optional kernel_siginfo__si_syscall:
+        Offset("kernel_siginfo", "_sifields._sigsys._syscall", Int(4));
     Optional cred__uid: Offset("cred", "uid.val", Int(4));
     Optional pid__level: Offset("pid", "level", Int(4));
     Optional pid__numbers: Offset("pid", "numbers", Tail("upid"));

@@ -4,7 +4,7 @@ use std::{io, mem::size_of, path::Path};
 
 use aya::{
     Btf, BtfError, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
-    maps::{Array, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
 };
 use probe_common::{
@@ -94,6 +94,8 @@ pub struct Probe {
     pressure: PressureMaps,
     critical: Option<RingBuf<MapData>>,
     bulk: Option<RingBuf<MapData>>,
+    deaths: Option<RingBuf<MapData>>,
+    dull: HashMap<MapData, u64, u8>,
     /// Every signal of the ladder, in its order.
     pub served: Vec<Served>,
 }
@@ -107,6 +109,8 @@ impl Probe {
         let lost = map(&mut ebpf, "LOST", PerCpuArray::try_from)?;
         let critical = map(&mut ebpf, "CRITICAL", RingBuf::try_from)?;
         let bulk = map(&mut ebpf, "BULK", RingBuf::try_from)?;
+        let deaths = map(&mut ebpf, "DEATHS", RingBuf::try_from)?;
+        let dull = map(&mut ebpf, "DULL", HashMap::try_from)?;
         let mut settings: Array<MapData, Settings> = map(&mut ebpf, SETTINGS, Array::try_from)?;
         let pressure = PressureMaps::take(&mut ebpf)?;
 
@@ -148,11 +152,13 @@ impl Probe {
             pressure,
             critical: Some(critical),
             bulk: Some(bulk),
+            deaths: Some(deaths),
+            dull,
             served,
         })
     }
 
-    /// The ring of kills and deaths. It can be taken once.
+    /// The ring of OOM kills and the exits of their victims. It can be taken once.
     pub fn take_critical(&mut self) -> Result<RingBuf<MapData>, LoadError> {
         self.critical.take().ok_or(LoadError::Missing("CRITICAL"))
     }
@@ -160,6 +166,11 @@ impl Probe {
     /// The ring of rates and life cycle. It can be taken once.
     pub fn take_bulk(&mut self) -> Result<RingBuf<MapData>, LoadError> {
         self.bulk.take().ok_or(LoadError::Missing("BULK"))
+    }
+
+    /// The ring of deaths; empty until [`Self::set_deaths`]. It can be taken once.
+    pub fn take_deaths(&mut self) -> Result<RingBuf<MapData>, LoadError> {
+        self.deaths.take().ok_or(LoadError::Missing("DEATHS"))
     }
 
     /// The hook that serves `signal`.
@@ -172,15 +183,31 @@ impl Probe {
 
     /// Tells the programs where the per-CPU parts of counters are; until then rss is approximate.
     pub fn set_per_cpu(&mut self, per_cpu_offset: u64) -> Result<(), MapError> {
-        let known = self.settings.get(&0, 0)?;
-        self.settings.set(
-            0,
-            Settings {
-                per_cpu_offset,
-                ..known
-            },
-            0,
-        )
+        self.change(|settings| settings.per_cpu_offset = per_cpu_offset)
+    }
+
+    /// Tells the programs which deaths to record: one of [`probe_common::layout::deaths`].
+    pub fn set_deaths(&mut self, mode: u32) -> Result<(), MapError> {
+        self.change(|settings| settings.deaths = mode)
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Settings)) -> Result<(), MapError> {
+        let mut settings = self.settings.get(&0, 0)?;
+        change(&mut settings);
+        self.settings.set(0, settings, 0)
+    }
+
+    /// Deaths in this memory cgroup (kernfs id) are of no interest: the programs need not record
+    /// them. They may all the same, as they remember a bounded number of cgroups.
+    pub fn dull(&mut self, memcg_id: u64) {
+        // Refused only for want of memory: what it would have kept away comes through.
+        let _ = self.dull.insert(memcg_id, 0, 0);
+    }
+
+    /// Takes [`Self::dull`] back, also for a cgroup that was removed.
+    pub fn not_dull(&mut self, memcg_id: u64) {
+        // Refused for what was never there.
+        let _ = self.dull.remove(&memcg_id);
     }
 
     /// Losses counted in the kernel since the start, by reason.

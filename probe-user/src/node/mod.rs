@@ -4,12 +4,14 @@
 //! elsewhere. Parsers take bytes and are total; readers add the path to their errors. A value the
 //! kernel does not print is `None`, never 0. Sizes are bytes.
 
+pub mod cgroup;
 pub mod clock;
 pub mod cpu;
 pub mod dir;
 pub mod disk;
 pub mod host;
 pub mod kmsg;
+pub mod kubelet;
 pub mod memcg;
 pub mod meminfo;
 pub mod oom_score;

@@ -303,6 +303,29 @@ mod tests {
     }
 
     #[test]
+    fn a_death_has_the_signals_before_it_deadly_one_first() {
+        let mut body = Death::zeroed();
+        (body.task.pid, body.exit_code) = (7, 9);
+        let [kill, term] = [(9, 0, 40), (15, 1, 30)].map(|(signal, result, pid)| {
+            let mut sent = Sent::zeroed();
+            (sent.signal, sent.result, sent.sender.pid) = (signal, result, pid);
+            sent
+        });
+        let sent = [bytes_of(&kill), bytes_of(&term)].concat();
+        let sections = [
+            (section::VICTIM_PATH, 0, &b"app\0pod\0"[..]),
+            (section::SIGNALS, 0, &sent[..]),
+        ];
+        let record = Record::decode(&record(kind::DEATH, bytes_of(&body), &sections)).unwrap();
+        assert_eq!(record.body, Body::Death(Box::new(body)));
+        assert_eq!(record.signals(), [kill, term]);
+        assert_eq!(
+            record.names(section::VICTIM_PATH).unwrap().path(0),
+            b"/pod/app"
+        );
+    }
+
+    #[test]
     fn torn_records_are_errors() {
         let whole = record(kind::EXIT, bytes_of(&Exit::zeroed()), &[(99, 0, b"later")]);
         assert!(Record::decode(&whole).is_ok());
@@ -332,7 +355,8 @@ mod tests {
                 bytes[..size_of::<Header>()].copy_from_slice(bytes_of(&header));
             }
             if let Ok(record) = Record::decode(&Bytes::from(bytes)) {
-                let _ = (record.names(section::VICTIM_PATH), record.stack(), record.limit_levels());
+                let _ = (record.names(section::VICTIM_PATH), record.stack(), record.limit_levels(),
+                         record.signals());
             }
         }
     }

@@ -170,6 +170,7 @@ async fn call(
         "/runtime.v1.RuntimeService/Version" => Some(text(2, "containerd")),
         "/runtime.v1.RuntimeService/ListContainers" => Some(fleet.containers(&question)),
         "/runtime.v1.RuntimeService/ListPodSandbox" => Some(fleet.sandboxes(&question)),
+        "/runtime.v1.RuntimeService/ContainerStatus" => fleet.status(&question),
         _ => None,
     };
     let mut trailers = HeaderMap::new();
@@ -210,6 +211,27 @@ impl Fleet {
         wanted
             .flat_map(|sandbox| field(1, &sandbox.encode()))
             .collect()
+    }
+}
+
+impl Fleet {
+    /// `ContainerStatusResponse`: all containers were OOM-killed.
+    fn status(&self, question: &[u8]) -> Option<Vec<u8>> {
+        let mut found = self.containers.iter();
+        let container = found.find(|container| asks_for(question, &container.id))?;
+        let grace = [
+            text(1, "io.kubernetes.pod.terminationGracePeriod"),
+            text(2, "45"),
+        ];
+        let status = [
+            text(1, &container.id),
+            number(3, 2),
+            number(6, 1_700_000_000),
+            number(7, 137),
+            text(10, "OOMKilled"),
+            field(13, &grace.concat()),
+        ];
+        Some(field(1, &status.concat()))
     }
 }
 

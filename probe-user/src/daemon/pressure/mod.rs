@@ -542,6 +542,12 @@ impl Daemon {
         recorded.or_else(|| unrecorded(level?, incident))
     }
 
+    /// What the cgroup at `path` went through before `boot_ns`, as far as it was sampled.
+    pub(super) fn before_death(&mut self, path: &[u8], boot_ns: u64) -> Option<Before> {
+        let lookout = self.lookout.as_mut()?;
+        lookout.sampling.before(path, boot_ns, AtKill::default())
+    }
+
     fn tell_shortfall(&mut self) {
         let Some(lookout) = &mut self.lookout else {
             return;

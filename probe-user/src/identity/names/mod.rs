@@ -18,6 +18,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
 use self::cri::Cri;
+pub use self::cri::Ended;
 use self::known::Answer;
 pub use self::known::{Known, NameError, Names, Source};
 use super::{Claim, Orchestrator};
@@ -89,6 +90,12 @@ impl Resolver {
         };
         let latency_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         Names::new(claim, answer, latency_us)
+    }
+
+    /// How a container ended, by its runtime; `None` if none knows it, or none answers in time.
+    pub async fn ended(&self, container_id: &str, deadline: Instant) -> Option<Ended> {
+        let asked = async { self.cri.lock().await.ended(container_id, deadline).await };
+        timeout_at(deadline, asked).await.ok()?.ok().flatten()
     }
 
     /// Remembers everything the runtimes know, so that the first kill finds it. Returns how much

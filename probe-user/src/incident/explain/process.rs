@@ -19,11 +19,8 @@ use crate::{
 /// Programs whose children are the first process of a container.
 const RUNTIME_MONITORS: &[&[u8]] = &[b"containerd-shim", b"conmon", b"crio-conmon"];
 
-pub(super) fn process(
-    context: &Context,
-    task: &wire::Task,
-    evidence: Option<&Evidence>,
-) -> Process {
+/// A process as its record tells it, with its arguments from `evidence`.
+pub fn process(context: &Context, task: &wire::Task, evidence: Option<&Evidence>) -> Process {
     let has = |bit: u32| task.has & bit != 0;
     let signed = |bit: u32, pages: i64| has(bit).then(|| context.pages(pages));
     Process {

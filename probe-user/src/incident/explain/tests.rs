@@ -36,7 +36,7 @@ fn context(memory_hierarchy: u32) -> Context {
         hooks: vec![
             (Signal::OomDecision, Some(Hook::FEntry("oom_kill_process"))),
             (Signal::VictimMark, Some(Hook::TpBtf("mark_victim"))),
-            (Signal::KernelKill, Some(Hook::TpBtf("signal_generate"))),
+            (Signal::SignalSent, Some(Hook::TpBtf("signal_generate"))),
             (Signal::OomEnd, Some(Hook::FExit("out_of_memory"))),
         ],
     }

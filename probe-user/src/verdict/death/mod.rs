@@ -1,13 +1,114 @@
 //! What ended a process.
 
+mod exit;
 mod facts;
+mod killed;
+#[cfg(test)]
+mod tests;
 
 pub use facts::{EarlierOom, Facts, NodeState, OomPart};
 
-use crate::event::DeathVerdict;
+use crate::event::{Confidence, DeathCause, DeathVerdict, Via, label};
 
-/// Explains a death.
+/// Cause, how sure, the rest of the sentence, evidence.
+struct Finding {
+    cause: DeathCause,
+    confidence: Confidence,
+    why: String,
+    evidence: Vec<String>,
+}
+
+/// Explains a death. `death.verdict` is not read.
 pub fn process_death(facts: &Facts<'_>) -> DeathVerdict {
-    let _ = facts;
-    DeathVerdict::default()
+    let finding = find(facts);
+    let who = label::process(facts.process);
+    let who = match label::subject(facts.k8s, facts.container, facts.death.cgroup.as_ref()) {
+        Some(owner) => format!("{who} in {owner}"),
+        None => who,
+    };
+    DeathVerdict {
+        cause: finding.cause,
+        confidence: finding.confidence,
+        summary: format!("{who} {}", finding.why),
+        evidence: finding.evidence,
+        next_steps: Vec::new(),
+        kubernetes_will_report: None,
+    }
+}
+
+fn find(facts: &Facts<'_>) -> Finding {
+    use Confidence::High;
+
+    let death = facts.death;
+    if let Some(part) = facts.oom {
+        let (cause, why) = match part {
+            OomPart::Chosen => (DeathCause::OomKill, "was chosen by the kernel's OOM killer"),
+            OomPart::TakenAlong => (
+                DeathCause::OomGroup,
+                "was taken along by the kernel's OOM killer",
+            ),
+        };
+        let incident = death.incident.iter().map(|id| format!("OOM kill {id}"));
+        return finding(cause, High, why, incident.collect());
+    }
+    let Some(signal) = &death.signal else {
+        return exit::find(facts);
+    };
+    let ended = format!("{} ended it", signal.name);
+    let via = death
+        .sender
+        .as_ref()
+        .map_or(Via::Unknown, |sender| sender.via);
+    match via {
+        Via::ParentDeath => finding(
+            DeathCause::InitDied,
+            High,
+            "had asked to be killed when its parent dies, and it did",
+            vec![ended],
+        ),
+        Via::PidNamespace => finding(
+            DeathCause::InitDied,
+            High,
+            "went with the first process of its pid namespace",
+            vec![ended],
+        ),
+        Via::Seccomp => finding(
+            DeathCause::Seccomp,
+            High,
+            "made a system call that its seccomp filter forbids",
+            death
+                .fault
+                .iter()
+                .filter_map(|fault| fault.syscall)
+                .map(|number| format!("system call number {number}"))
+                .collect(),
+        ),
+        Via::ResourceLimit => finding(
+            DeathCause::ResourceLimit,
+            High,
+            "exceeded a resource limit of its own (see /proc/PID/limits)",
+            vec![ended],
+        ),
+        Via::OomKiller => finding(
+            DeathCause::OomKill,
+            Confidence::Medium,
+            "was killed by the kernel's OOM killer",
+            vec!["its OOM kill was not seen: whose limit it was is not known".to_owned()],
+        ),
+        _ => killed::find(facts, signal, via),
+    }
+}
+
+fn finding(
+    cause: DeathCause,
+    confidence: Confidence,
+    why: impl Into<String>,
+    evidence: Vec<String>,
+) -> Finding {
+    Finding {
+        cause,
+        confidence,
+        why: why.into(),
+        evidence,
+    }
 }

@@ -1,4 +1,4 @@
-//! The part of the CRI that names need (k8s.io/cri-api, `runtime/v1/api.proto`).
+//! The part of the CRI that names and ends need (k8s.io/cri-api, `runtime/v1/api.proto`).
 //!
 //! Fields that are not declared here are skipped when decoding.
 
@@ -119,6 +119,9 @@ pub(super) struct PodSandbox {
     /// Pod names.
     #[prost(message, optional, tag = "2")]
     pub(super) metadata: Option<PodSandboxMetadata>,
+    /// `PodSandboxState`: 0 ready, 1 not.
+    #[prost(int32, tag = "3")]
+    pub(super) state: i32,
 }
 
 /// `PodSandboxMetadata`
@@ -133,4 +136,37 @@ pub(super) struct PodSandboxMetadata {
     /// Pod namespace.
     #[prost(string, tag = "3")]
     pub(super) namespace: String,
+}
+
+/// `ContainerStatusRequest`
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(super) struct ContainerStatusRequest {
+    /// Container id.
+    #[prost(string, tag = "1")]
+    pub(super) container_id: String,
+}
+
+/// `ContainerStatusResponse`
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(super) struct ContainerStatusResponse {
+    /// The status.
+    #[prost(message, optional, tag = "1")]
+    pub(super) status: Option<ContainerStatus>,
+}
+
+/// `ContainerStatus`
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(super) struct ContainerStatus {
+    /// `ContainerState`: 0 created, 1 running, 2 exited, 3 unknown.
+    #[prost(int32, tag = "3")]
+    pub(super) state: i32,
+    /// Once exited.
+    #[prost(int32, tag = "7")]
+    pub(super) exit_code: i32,
+    /// One word in CamelCase, once exited.
+    #[prost(string, tag = "10")]
+    pub(super) reason: String,
+    /// `io.kubernetes.*`
+    #[prost(btree_map = "string, string", tag = "13")]
+    pub(super) annotations: BTreeMap<String, String>,
 }

@@ -1,6 +1,9 @@
-//! Names from the container runtime, over its CRI socket.
+//! Names from the container runtime, and how containers ended, over its CRI socket.
 
 mod api;
+mod status;
+
+pub use status::Ended;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -102,7 +105,7 @@ impl Cri {
         let asked = self
             .ask(deadline, async |client| {
                 all.extend(client.list().await?);
-                Ok(None)
+                Ok(None::<()>)
             })
             .await;
         if all.is_empty() {
@@ -113,11 +116,11 @@ impl Cri {
 
     /// Asks one runtime after the other until one knows. Each gets an equal share of the time
     /// that is left, so that one that hangs does not silence the others.
-    async fn ask(
+    async fn ask<T>(
         &mut self,
         deadline: Instant,
-        mut question: impl AsyncFnMut(&mut Client) -> Result<Option<Known>, Status>,
-    ) -> Result<Option<Known>, NameError> {
+        mut question: impl AsyncFnMut(&mut Client) -> Result<Option<T>, Status>,
+    ) -> Result<Option<T>, NameError> {
         let is_named = self.is_named;
         let mut present: Vec<&mut Socket> = self
             .sockets
@@ -161,11 +164,11 @@ impl Socket {
         }
     }
 
-    async fn ask(
+    async fn ask<T>(
         &mut self,
         deadline: Instant,
-        question: &mut impl AsyncFnMut(&mut Client) -> Result<Option<Known>, Status>,
-    ) -> Result<Option<Known>, String> {
+        question: &mut impl AsyncFnMut(&mut Client) -> Result<Option<T>, Status>,
+    ) -> Result<Option<T>, String> {
         let started = Instant::now();
         if let Some((until, why)) = &self.pause
             && started < *until

@@ -1,4 +1,4 @@
-//! `sched:sched_process_exit`: a watched process is gone when its last thread exits.
+//! `sched:sched_process_exit`: a process is gone when its last thread exits.
 //!
 //! match-proto: tracepoint `sched_process_exit(struct task_struct *p)`, newer kernels add
 //! `bool group_dead` (include/trace/events/sched.h). Up to 6.12 it fires after the memory was
@@ -9,9 +9,13 @@ use aya_ebpf::{
     macros::{btf_tracepoint, raw_tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext},
 };
-use probe_common::wire::{Exit, Loss, kind, source};
+use probe_common::{
+    layout::deaths,
+    wire::{Exit, Loss, kind, source},
+};
 
 use crate::{
+    death::{self, wait_status},
     kernel::{Access, Probed, Task, Typed, layout},
     maps::{CRITICAL, Slot, VICTIMS},
     record::Record,
@@ -30,36 +34,49 @@ fn exit_tb(ctx: BtfTracePointContext) -> i32 {
 
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 fn exit_rt(ctx: RawTracePointContext) -> i32 {
-    body::<Probed>(ctx.arg(0), None, source::RAW_TP);
+    let group_dead = if layout!(sched_process_exit__has_group_dead) == 1 {
+        Some(ctx.arg::<u8>(1) & 1 == 1)
+    } else {
+        None
+    };
+    body::<Probed>(ctx.arg(0), group_dead, source::RAW_TP);
     0
 }
 
 #[inline(always)]
 fn body<A: Access>(task: *const u8, group_dead: Option<bool>, source: u32) {
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    // SAFETY: the value is only copied.
-    let Some(&start_boot_ns) = (unsafe { VICTIMS.get(pid) }) else {
-        return;
-    };
     let Some(task) = Task::<A>::new(task) else {
         return;
     };
-    let signal = task.signal();
     // `live` was decremented before the tracepoint (do_exit(), kernel/exit.c).
-    if !group_dead.unwrap_or_else(|| signal.and_then(|s| s.live()) == Some(0)) {
+    if !group_dead.unwrap_or_else(|| task.signal().and_then(|s| s.live()) == Some(0)) {
         return;
     }
+    let mode = death::mode();
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: the value is only copied.
+    let victim = unsafe { VICTIMS.get(pid) }.copied();
+    if mode == deaths::OFF && victim.is_none() {
+        return;
+    }
+    let status = wait_status(task);
+    if let Some(start_boot_ns) = victim {
+        victim_exit(pid, start_boot_ns, status, source);
+    }
+    if death::is_of_interest(mode, task, status) {
+        death::report(task, status, source);
+    }
+}
+
+#[inline(always)]
+fn victim_exit(pid: u32, start_boot_ns: u64, status: i32, source: u32) {
     let _ = VICTIMS.remove(pid);
-    let Some((record, out)) = Record::new::<Exit>(Slot::Other, kind::EXIT, source) else {
+    let Some((record, out)) = Record::new::<Exit>(Slot::Exit, kind::EXIT, source) else {
         return;
     };
     out.pid = pid;
     out.tid = bpf_get_current_pid_tgid() as u32;
     out.start_boot_ns = start_boot_ns;
-    // A fatal signal sets the group's code before any thread exits.
-    out.exit_code = match signal.and_then(|s| s.group_exit_code()) {
-        Some(code) if code != 0 => code,
-        _ => task.exit_code().unwrap_or(0),
-    };
+    out.exit_code = status;
     record.send(&CRITICAL, Loss::CriticalRingFull);
 }

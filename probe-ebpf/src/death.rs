@@ -1,0 +1,154 @@
+//! Which deaths are recorded, and the record of one.
+
+use probe_common::{
+    layout::deaths,
+    limits::MAX_SIGNALS,
+    wire::{self, Loss, kind, section},
+};
+
+use crate::{
+    kernel::{Access, Kernfs, Task},
+    maps::{DEATHS, DULL, SENT, SETTINGS, Slot},
+    record::{Record, Writer, describe_ids, memory_kernfs, other_dfl_kernfs},
+};
+
+pub const SIGKILL: i32 = 9;
+
+/// Signals by which a process is asked to stop: SIGTERM, SIGINT, SIGQUIT, SIGWINCH (httpd) and
+/// SIGRTMIN+3 (systemd).
+pub const STOP: [i32; 5] = [15, 2, 3, 28, 37];
+
+/// `signal_struct.flags` (include/linux/sched/signal.h): `group_exit_code` is what the parent gets.
+const SIGNAL_GROUP_EXIT: u32 = 4;
+
+/// One of [`deaths`].
+#[inline(always)]
+pub fn mode() -> u32 {
+    SETTINGS
+        .get(0)
+        .map_or(deaths::OFF, |settings| settings.deaths)
+}
+
+/// Whether the death of this process may be recorded.
+#[inline(always)]
+pub fn is_followed<A: Access>(task: Task<A>) -> bool {
+    match mode() {
+        deaths::OFF => false,
+        deaths::ALL => true,
+        _ => !is_dull(task),
+    }
+}
+
+/// A cgroup nobody told about is not.
+#[inline(always)]
+fn is_dull<A: Access>(task: Task<A>) -> bool {
+    memory_kernfs(task)
+        .and_then(Kernfs::id)
+        .is_some_and(|id| DULL.get_ptr(id).is_some())
+}
+
+/// Whether this death is to be recorded. What most processes of a node that forks much have, exit
+/// code 0 outside of a pid namespace, takes the least time.
+#[inline(always)]
+pub fn is_of_interest<A: Access>(mode: u32, task: Task<A>, status: i32) -> bool {
+    match mode {
+        deaths::OFF => false,
+        deaths::ALL => true,
+        _ => (status != 0 || is_container_init(task)) && !is_dull(task),
+    }
+}
+
+/// Whether it is the first process of a pid namespace that is not the node's.
+#[inline(always)]
+fn is_container_init<A: Access>(task: Task<A>) -> bool {
+    let Some(pid) = task.group_leader().and_then(Task::thread_pid) else {
+        return false;
+    };
+    let level = pid.level().unwrap_or(0);
+    level > 0 && pid.number(level) == Some(1)
+}
+
+/// The wait status that the parent gets, once the last thread exits: the code of a group exit or a
+/// fatal signal, else the leader's own, whichever thread was last (`wait_task_zombie()`,
+/// kernel/exit.c).
+#[inline(always)]
+pub fn wait_status<A: Access>(task: Task<A>) -> i32 {
+    let signal = task.signal();
+    let is_group_exit = signal
+        .and_then(|signal| signal.flags())
+        .is_some_and(|flags| flags & SIGNAL_GROUP_EXIT != 0);
+    let code = if is_group_exit {
+        signal.and_then(|signal| signal.group_exit_code())
+    } else {
+        task.group_leader().and_then(Task::exit_code)
+    };
+    code.unwrap_or(0)
+}
+
+/// Key in [`SENT`].
+#[inline(always)]
+pub fn sent_key(pid: u32, signal: i32) -> u64 {
+    u64::from(pid) << 32 | u64::from(signal as u32)
+}
+
+/// Writes the record.
+#[inline(always)]
+pub fn report<A: Access>(task: Task<A>, status: i32, source: u32) {
+    let Some((record, out)) = Record::new::<wire::Death>(Slot::Exit, kind::DEATH, source) else {
+        return;
+    };
+    describe_ids(task, &mut out.task);
+    // The name of the process, not of the thread that happened to be last.
+    if let Some(leader) = task.group_leader() {
+        leader.comm(&mut out.task.comm);
+    }
+    out.exit_code = status;
+    out.seccomp_mode = task.seccomp_mode().unwrap_or(u32::MAX);
+    out.max_rss_pages = task
+        .signal()
+        .and_then(|signal| signal.maxrss())
+        .unwrap_or(u64::MAX);
+    let (pid, start_boot_ns) = (out.task.pid, out.task.start_boot_ns);
+    record.path(section::VICTIM_PATH, memory_kernfs(task));
+    record.path(section::VICTIM_DFL_PATH, other_dfl_kernfs(task));
+    signals(record, pid, start_boot_ns, status);
+    record.send(&DEATHS, Loss::DeathRingFull);
+}
+
+/// The signal that ended the process, then what asked it to stop.
+#[inline(always)]
+fn signals(record: Record, pid: u32, start_boot_ns: u64, status: i32) {
+    let deadly = match (status & 0x7f, status >> 8 & 0xff) {
+        // As shells and runtimes tell of a signal: 128 and its number.
+        (0, code @ 129..=192) => code - 128,
+        (signal, _) => signal,
+    };
+    let Some(section) = record.begin(section::SIGNALS) else {
+        return;
+    };
+    if deadly != 0 {
+        take_out(pid, deadly, start_boot_ns, section);
+    }
+    for signal in STOP {
+        if signal != deadly {
+            take_out(pid, signal, start_boot_ns, section);
+        }
+    }
+    record.end(section);
+}
+
+/// Moves what is known of a signal to the record, if it was sent to this very process.
+#[inline(always)]
+fn take_out(pid: u32, signal: i32, start_boot_ns: u64, section: Writer) {
+    let key = sent_key(pid, signal);
+    let Some(sent) = SENT.get_ptr(key) else {
+        return;
+    };
+    // SAFETY: a value of the map.
+    unsafe {
+        if (*sent).target_start_boot_ns == start_boot_ns {
+            section.push(MAX_SIGNALS, sent);
+        }
+    }
+    let _ = SENT.remove(key);
+}

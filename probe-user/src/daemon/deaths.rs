@@ -1,0 +1,409 @@
+//! From the record of a death to its `process_death`.
+//!
+//! A death waits a moment for those that go with it; then names and the runtime's word are looked up
+//! in a task of its own; what needs the daemon's memory (OOM kills, earlier deaths) is added last.
+
+use std::{num::NonZeroUsize, path::Path, rc::Rc, time::Duration};
+
+use lru::LruCache;
+use probe_common::{layout::deaths, wire::Sent};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use super::{Daemon, Options};
+use crate::{
+    event::{Before, Body, RuntimeStatus, text},
+    identity::{Claim, Orchestrator, names::Resolver, path as grammar},
+    incident::{
+        assemble::{Incident, Role},
+        death::{self, Death, Findings, Held, Released},
+        explain,
+        who::{DEADLINE, Identities},
+    },
+    node::{self, kmsg::FaultLog, kubelet, meminfo::Meminfo, process::ProcessDir},
+    ring::decode::{Record, comm},
+    verdict::death::{EarlierOom, Facts, NodeState, OomPart, process_death},
+};
+
+/// OOM victims whose deaths may still come, and containers with an OOM kill behind them.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+
+/// Deaths being looked up at the same time.
+const MAX_LOOKING_UP: usize = 4096;
+
+/// Between two questions to the runtime, which learns of a death a moment after the kernel.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+
+/// How long the answer to whether a container has processes is good for.
+const SURVIVAL_KEPT: Duration = Duration::from_millis(200);
+
+/// Which deaths are told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Deaths {
+    /// None.
+    #[default]
+    Off,
+    /// In containers, by signal or with a non-zero exit code; and of every container's first
+    /// process.
+    Containers,
+    /// Of every process.
+    All,
+}
+
+impl Deaths {
+    /// As the BPF programs know it.
+    pub(super) const fn mode(self) -> u32 {
+        match self {
+            Self::Off => deaths::OFF,
+            Self::Containers => deaths::CONTAINERS,
+            Self::All => deaths::ALL,
+        }
+    }
+}
+
+/// What the daemon keeps about deaths.
+pub(super) struct Morgue {
+    held: Held<Early>,
+    looking_up: JoinSet<Made>,
+    victims: LruCache<(u32, u64), (String, OomPart)>,
+    /// The last OOM kill by container id, and when.
+    kills: LruCache<String, (EarlierOom, u64)>,
+    survival: LruCache<Vec<u8>, (Instant, Option<bool>)>,
+    faults: Option<FaultLog>,
+    eviction_threshold_bytes: Option<u64>,
+}
+
+/// What was read when the record came, before it faded.
+#[derive(Debug)]
+struct Early {
+    claim: Claim,
+    findings: Findings,
+    before: Option<Before>,
+    available_bytes: Option<u64>,
+}
+
+/// A death with names and the runtime's word.
+pub(super) struct Made {
+    death: Death,
+    early: Early,
+    identities: Identities,
+}
+
+impl Morgue {
+    pub(super) fn new(options: &Options) -> Self {
+        let proc = options.host_root.join("proc");
+        let total_bytes = Meminfo::read(&proc)
+            .ok()
+            .and_then(|memory| memory.total_bytes);
+        let faults = (options.deaths != Deaths::Off)
+            .then(|| FaultLog::open(Path::new("/dev/kmsg")).ok())
+            .flatten();
+        Self {
+            eviction_threshold_bytes: total_bytes
+                .and_then(|total| kubelet::eviction_threshold_bytes(&options.host_root, total)),
+            held: Held::default(),
+            looking_up: JoinSet::new(),
+            victims: LruCache::new(REMEMBERED),
+            kills: LruCache::new(REMEMBERED),
+            survival: LruCache::new(REMEMBERED),
+            faults,
+        }
+    }
+
+    /// When a death that waits is due, ns since boot.
+    pub(super) fn due_ns(&self) -> Option<u64> {
+        self.held.due_ns()
+    }
+
+    /// The next death whose names are known; pends if none is looked up.
+    pub(super) async fn next(&mut self) -> Result<Made, tokio::task::JoinError> {
+        match self.looking_up.join_next().await {
+            Some(made) => made,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The same, `None` once there are no more.
+    pub(super) async fn rest(&mut self) -> Option<Result<Made, tokio::task::JoinError>> {
+        self.looking_up.join_next().await
+    }
+}
+
+impl Daemon {
+    /// A process died.
+    pub(super) fn death(&mut self, record: &Record) {
+        let Some(death) = Death::of(record) else {
+            return;
+        };
+        let claim = grammar::parse(&death.path);
+        if self.options.deaths != Deaths::All && !is_container(&claim) {
+            // From now on the kernel does not tell of this cgroup.
+            self.probe.dull(death.task.memcg_id);
+            return;
+        }
+        let tells_of_container = death.is_namespace_init() || death.is_from_runtime();
+        let before = tells_of_container
+            .then(|| self.before_death(&death.path, death.struck_boot_ns()))
+            .flatten();
+        let mut findings = Findings::default();
+        for (index, sent) in [death.sent, death.request].iter().enumerate() {
+            if let Some(sent) = sent {
+                findings.sender_paths[index] = self.path_of(sent);
+                if tells_of_container && sent.sender.pid != death.task.pid {
+                    findings.sender_cmdlines[index] = self.cmdline_of(sent);
+                }
+            }
+        }
+        let early = Early {
+            before,
+            available_bytes: tells_of_container
+                .then(|| self.collector.available_bytes())
+                .flatten(),
+            findings,
+            claim,
+        };
+        let container = early.claim.container_id.clone().unwrap_or_default();
+        if self.morgue.held.push(container, death, early).is_err() {
+            self.outbox.lost("death_backlog_full", 1);
+        }
+    }
+
+    /// Looks up deaths whose time has come, or, with no `now_ns`, all.
+    pub(super) fn release_deaths(&mut self, now_ns: Option<u64>) {
+        while let Some(released) = self.morgue.held.pop(now_ns) {
+            self.look_up(released, now_ns.is_some());
+        }
+    }
+
+    fn look_up(&mut self, released: Released<Early>, may_wait: bool) {
+        let Released {
+            death,
+            with: mut early,
+            others,
+        } = released;
+        if self.morgue.looking_up.len() >= MAX_LOOKING_UP {
+            self.outbox.lost("death_backlog_full", 1);
+            return;
+        }
+        early.findings.others = others;
+        if !death.is_namespace_init() && early.claim.container_id.is_some() {
+            early.findings.container_survived = self.survived(&death.path, &early.claim);
+        }
+        if let Some(faults) = &mut self.morgue.faults
+            && death.signal().is_some_and(is_crash)
+        {
+            let tid = death.sent.map_or(death.task.pid, |sent| sent.sender.tid);
+            early.findings.logged = faults
+                .of(tid, death.struck_boot_ns())
+                .map(|fault| (fault.instruction, fault.mapping.clone()));
+        }
+        let is_end = death.is_namespace_init()
+            || (death.is_from_runtime() && early.findings.container_survived == Some(false));
+        let asked = early.claim.container_id.clone().filter(|_| {
+            is_end
+                && may_wait
+                && early.claim.role.is_none()
+                && early.claim.orchestrator == Orchestrator::Kubernetes
+        });
+        let (resolver, node_name) = (Rc::clone(&self.resolver), self.node_name.clone());
+        self.morgue.looking_up.spawn_local(async move {
+            let paths = death::paths(&death, &early.findings);
+            let wants_sandbox = death.request.is_some();
+            let (identities, runtime) = tokio::join!(
+                Identities::resolve(&resolver, node_name.as_deref(), paths),
+                runtime_status(&resolver, asked, wants_sandbox),
+            );
+            early.findings.runtime = runtime;
+            Made {
+                death,
+                early,
+                identities,
+            }
+        });
+    }
+
+    /// Writes a death whose names are known.
+    pub(super) fn died(&mut self, made: Result<Made, tokio::task::JoinError>) {
+        let Ok(made) = made else {
+            self.outbox.lost("event_task_failed", 1);
+            return;
+        };
+        let Made {
+            death,
+            mut early,
+            identities,
+        } = made;
+        let who = identities.of(&death.path);
+        if !self
+            .options
+            .filter
+            .wants_about(who.k8s.as_ref(), who.container.as_ref())
+        {
+            return;
+        }
+        let link = self.oom_of(&death);
+        early.findings.incident = link.as_ref().map(|(incident, _)| incident.clone());
+        let mut event = death::process_death(&self.context, &death, &early.findings, &identities);
+        let process = explain::process(&self.context, &death.task, None);
+        let earlier_oom = early
+            .claim
+            .container_id
+            .as_ref()
+            .and_then(|id| self.morgue.kills.peek(id))
+            .filter(|(earlier, _)| Some(&earlier.incident) != event.incident.as_ref())
+            .filter(|(_, at)| *at <= death.boot_ns)
+            .map(|(earlier, at)| EarlierOom {
+                ms_before: (death.boot_ns - at) / 1_000_000,
+                ..earlier.clone()
+            });
+        let facts = Facts {
+            process: &process,
+            k8s: who.k8s.as_ref(),
+            container: who.container.as_ref(),
+            death: &event,
+            oom: link.map(|(_, part)| part),
+            earlier_oom: earlier_oom.as_ref(),
+            before: early.before.as_ref(),
+            node: NodeState {
+                available_bytes: early.available_bytes,
+                eviction_threshold_bytes: self.morgue.eviction_threshold_bytes,
+            },
+        };
+        let verdict = process_death(&facts);
+        event.kubernetes_says_oomkilled = verdict
+            .kubernetes_will_report
+            .as_ref()
+            .and_then(|report| report.oom_killed);
+        event.verdict = verdict;
+        self.outbox.write_of(
+            who,
+            process,
+            Body::ProcessDeath(Box::new(event)),
+            death.boot_ns,
+        );
+    }
+
+    /// Remembers the victims of an incident until their deaths are told.
+    pub(super) fn remember_victims(&mut self, incident: &Incident) {
+        if self.options.deaths == Deaths::Off {
+            return;
+        }
+        let id = self.context.incident_id(incident);
+        for victim in &incident.victims {
+            let part = match victim.role {
+                Role::AlreadyExiting => continue,
+                Role::Chosen => OomPart::Chosen,
+                Role::Group | Role::SharesMm => OomPart::TakenAlong,
+            };
+            let task = &victim.task;
+            self.morgue
+                .victims
+                .put((task.pid, task.start_boot_ns), (id.clone(), part));
+            let claim = grammar::parse(&victim.cgroup.path(0));
+            if let Some(container) = claim.container_id {
+                let kill = EarlierOom {
+                    incident: id.clone(),
+                    comm: text(comm(task)),
+                    ms_before: 0,
+                };
+                self.morgue.kills.put(container, (kill, incident.boot_ns));
+            }
+        }
+    }
+
+    fn oom_of(&mut self, death: &Death) -> Option<(String, OomPart)> {
+        let key = (death.task.pid, death.task.start_boot_ns);
+        self.morgue.victims.pop(&key)
+    }
+
+    fn path_of(&mut self, sent: &Sent) -> Option<Vec<u8>> {
+        let hierarchy = self.context.memory_hierarchy;
+        let located = self.tree.as_mut()?.path(hierarchy, sent.sender.memcg_id)?;
+        Some(located.path.to_vec())
+    }
+
+    fn cmdline_of(&self, sent: &Sent) -> Option<Vec<String>> {
+        let proc = self.options.host_root.join("proc");
+        let (pid, start) = (sent.sender.pid, sent.sender.start_boot_ns);
+        let mut buf = Vec::new();
+        let dir = ProcessDir::open_started_at(&proc, pid, start, &mut buf).ok()?;
+        let cmdline = dir.cmdline(&mut buf).ok()?;
+        let args: Vec<String> = cmdline.args.iter().map(|arg| text(arg)).collect();
+        Some(args).filter(|args| !args.is_empty())
+    }
+
+    /// Whether the container of the process that was at `path` has processes.
+    fn survived(&mut self, path: &[u8], claim: &Claim) -> Option<bool> {
+        let root = container_root(path, claim)?;
+        let now = Instant::now();
+        if let Some((at, survived)) = self.morgue.survival.get(root)
+            && now.duration_since(*at) < SURVIVAL_KEPT
+        {
+            return *survived;
+        }
+        let survived = self
+            .collector
+            .directory(root)
+            .map(|dir| node::cgroup::is_populated(&dir));
+        self.morgue.survival.put(root.to_vec(), (now, survived));
+        survived
+    }
+}
+
+fn is_container(claim: &Claim) -> bool {
+    claim.container_id.is_some()
+        || claim.pod_uid.is_some()
+        || !matches!(
+            claim.orchestrator,
+            Orchestrator::Systemd | Orchestrator::None
+        )
+}
+
+fn is_crash(signal: i32) -> bool {
+    matches!(
+        signal,
+        libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGFPE | libc::SIGTRAP
+    )
+}
+
+/// The outermost cgroup on the way to `path` that is of the same container.
+fn container_root<'a>(path: &'a [u8], claim: &Claim) -> Option<&'a [u8]> {
+    let container = claim.container_id.as_ref()?;
+    let ends = (1..path.len()).filter(|&end| path[end] == b'/');
+    ends.chain([path.len()])
+        .map(|end| &path[..end])
+        .find(|prefix| grammar::parse(prefix).container_id.as_ref() == Some(container))
+}
+
+/// What the runtime says of a container that has ended, as soon as it says so; of its sandbox too,
+/// which ends after its containers.
+async fn runtime_status(
+    resolver: &Rc<Resolver>,
+    container: Option<String>,
+    wants_sandbox: bool,
+) -> Option<RuntimeStatus> {
+    let container = container?;
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let status = resolver
+            .ended(&container, deadline)
+            .await
+            .map(|ended| RuntimeStatus {
+                exit_code: ended.exit_code,
+                reason: ended.reason,
+                sandbox_stopped: ended.sandbox_stopped,
+                grace_period_ms: ended
+                    .grace_period
+                    .map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)),
+            });
+        let is_complete = status.as_ref().is_some_and(|status| {
+            status.exit_code.is_some() && (!wants_sandbox || status.sandbox_stopped == Some(true))
+        });
+        if is_complete || Instant::now() + ASK_AGAIN >= deadline {
+            return status;
+        }
+        sleep(ASK_AGAIN).await;
+    }
+}

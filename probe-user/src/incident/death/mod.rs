@@ -1,0 +1,268 @@
+//! One death: what its record tells, who sent the signal, and the public event.
+
+mod held;
+mod via;
+
+pub use held::{HOLD_NS, Held, Released};
+
+use probe_common::wire::{self, Sent, has, info, section};
+
+use super::{
+    explain::{Context, cgroup, process},
+    who::{Identities, Who},
+};
+use crate::{
+    event::{
+        Fault, ProcessDeath, ProcessRole, RuntimeStatus, Sender, Signal, StopRequest, Via, text,
+    },
+    ring::decode::{Body, Record, parent_comm},
+};
+
+/// Signals that ask a process to stop: what `docker stop` and the kubelet send unless the image
+/// says otherwise, and what images say (nginx SIGQUIT, httpd SIGWINCH, systemd SIGRTMIN+3).
+const STOP_SIGNALS: [i32; 5] = [
+    libc::SIGTERM,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGWINCH,
+    37,
+];
+
+/// Programs whose children the runtime started: a container's first process, and what is executed
+/// in it.
+const RUNTIME_MONITORS: &[&[u8]] = &[b"containerd-shim", b"conmon", b"crio-conmon"];
+
+/// A death, as its record tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Death {
+    /// Who died.
+    pub task: wire::Task,
+    /// When, ns since boot.
+    pub boot_ns: u64,
+    /// Wait status.
+    pub status: i32,
+    /// Most pages it had resident.
+    pub max_rss_pages: Option<u64>,
+    /// Path of its memory cgroup.
+    pub path: Vec<u8>,
+    /// Path of its v2 cgroup, where that is another.
+    pub dfl_path: Option<Vec<u8>>,
+    /// The signal that ended it, if one did and it was seen.
+    pub sent: Option<Sent>,
+    /// The earliest request to stop that came before.
+    pub request: Option<Sent>,
+    /// How the signal that ended it came about.
+    pub via: Via,
+}
+
+impl Death {
+    /// Reads a record; `None` if it is of another kind.
+    pub fn of(record: &Record) -> Option<Self> {
+        let Body::Death(death) = &record.body else {
+            return None;
+        };
+        let names = |tag| record.names(tag).map(|names| names.path(0));
+        let signals = record.signals();
+        let number = death.exit_code & 0x7f;
+        let sent = signals
+            .iter()
+            .find(|sent| number != 0 && sent.signal == number)
+            .copied();
+        let by_another = |sent: &&Sent| {
+            let how = via::of(Some(sent), sent.signal, death);
+            matches!(how, Via::Kill | Via::Tkill | Via::Sigqueue)
+                && sent.sender.pid != death.task.pid
+        };
+        let request = signals
+            .iter()
+            .filter(|sent| STOP_SIGNALS.contains(&sent.signal))
+            .filter(by_another)
+            .min_by_key(|sent| sent.time_boot_ns)
+            .copied();
+        Some(Self {
+            task: death.task,
+            boot_ns: record.header.time_boot_ns,
+            status: death.exit_code,
+            max_rss_pages: (death.max_rss_pages != u64::MAX).then_some(death.max_rss_pages),
+            path: names(section::VICTIM_PATH).unwrap_or_default(),
+            dfl_path: names(section::VICTIM_DFL_PATH),
+            via: via::of(sent.as_ref(), number, death),
+            sent,
+            request,
+        })
+    }
+
+    /// The signal that ended it.
+    pub fn signal(&self) -> Option<i32> {
+        Some(self.status & 0x7f).filter(|signal| *signal != 0)
+    }
+
+    /// Whether the runtime started it: the container's first process, or one executed in it.
+    pub fn is_from_runtime(&self) -> bool {
+        parent_comm(&self.task)
+            .is_some_and(|parent| RUNTIME_MONITORS.iter().any(|name| parent.starts_with(name)))
+    }
+
+    /// Whether it is the first process of a pid namespace of its own.
+    pub fn is_namespace_init(&self) -> bool {
+        self.task.has & has::NS_PID != 0 && self.task.ns_level > 0 && self.task.ns_pid == 1
+    }
+
+    /// When its deadly signal was sent, else when it ended: what came before led up to it.
+    pub fn struck_boot_ns(&self) -> u64 {
+        self.sent.map_or(self.boot_ns, |sent| sent.time_boot_ns)
+    }
+}
+
+/// What else is known of a death, from other sources than its record.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    /// Paths of the memory cgroups of the senders of the deadly signal and of the request.
+    pub sender_paths: [Option<Vec<u8>>; 2],
+    /// Their arguments.
+    pub sender_cmdlines: [Option<Vec<String>>; 2],
+    /// What the kernel log says of the fault: instruction and mapping.
+    pub logged: Option<(u64, Option<String>)>,
+    /// `incident` of the OOM kill it is a victim of.
+    pub incident: Option<String>,
+    /// Whether its container lived on.
+    pub container_survived: Option<bool>,
+    /// Deaths that went with it.
+    pub others: u64,
+    /// What the runtime says.
+    pub runtime: Option<RuntimeStatus>,
+}
+
+impl Findings {
+    fn via(&self, death: &Death) -> Via {
+        match death.via {
+            Via::Kernel if self.incident.is_some() => Via::OomKiller,
+            via => via,
+        }
+    }
+}
+
+/// Paths of all cgroups an event about `death` names.
+pub fn paths(death: &Death, findings: &Findings) -> Vec<Vec<u8>> {
+    std::iter::once(death.path.clone())
+        .chain(findings.sender_paths.iter().flatten().cloned())
+        .collect()
+}
+
+/// The event, but for what follows from the rest of it: restarts and verdict.
+pub fn process_death(
+    context: &Context,
+    death: &Death,
+    findings: &Findings,
+    identities: &Identities,
+) -> ProcessDeath {
+    let signal = death.signal();
+    let code = (death.status >> 8) & 0xff;
+    let lifetime_ns = (death.task.start_boot_ns != 0)
+        .then(|| death.boot_ns.saturating_sub(death.task.start_boot_ns));
+    let who = identities.of(&death.path);
+    let sender = |index: usize, sent: &Sent, via: Via| {
+        sender(context, sent, via, findings, index, identities)
+    };
+    ProcessDeath {
+        exit_code: u32::try_from(signal.map_or(code, |signal| 128 + signal)).unwrap_or_default(),
+        signal: signal.map(self::signal),
+        core_dumped: death.status & 0x80 != 0,
+        cgroup: Some(cgroup(death.task.memcg_id, &death.path)),
+        role: role(death, &who, findings.container_survived),
+        lifetime_ms: lifetime_ns.map(|ns| ns / 1_000_000),
+        peak_rss_bytes: death.max_rss_pages.map(|pages| context.bytes(pages)),
+        sender: match &death.sent {
+            Some(sent) => Some(sender(0, sent, findings.via(death))),
+            None if death.via != Via::Unknown => Some(Sender {
+                via: death.via,
+                ..Sender::default()
+            }),
+            None => None,
+        },
+        fault: fault(death, findings),
+        stop_request: death.request.as_ref().map(|request| StopRequest {
+            signal: self::signal(request.signal),
+            sender: sender(1, request, via::of_sent(request, &death.task)),
+            took_ms: death.boot_ns.saturating_sub(request.time_boot_ns) / 1_000_000,
+            killed_after_ms: death
+                .sent
+                .filter(|sent| sent.signal == libc::SIGKILL)
+                .map(|sent| sent.time_boot_ns.saturating_sub(request.time_boot_ns) / 1_000_000),
+        }),
+        incident: findings.incident.clone(),
+        container_survived: findings.container_survived,
+        others: findings.others,
+        runtime: findings.runtime.clone(),
+        ..ProcessDeath::default()
+    }
+}
+
+fn signal(number: i32) -> Signal {
+    Signal::of(u32::try_from(number).unwrap_or_default())
+}
+
+/// What it was to its container. A process that the runtime started and that is not the first of
+/// its pid namespace was executed in the container, or is the first of a container that shares its
+/// pod's namespace: the container tells, which does not outlive its first process.
+fn role(death: &Death, who: &Who, survived: Option<bool>) -> Option<ProcessRole> {
+    who.container.as_ref()?;
+    Some(if death.is_namespace_init() {
+        ProcessRole::Init
+    } else if !death.is_from_runtime() {
+        ProcessRole::Child
+    } else if survived == Some(false) {
+        ProcessRole::Init
+    } else {
+        ProcessRole::Exec
+    })
+}
+
+fn sender(
+    context: &Context,
+    sent: &Sent,
+    via: Via,
+    findings: &Findings,
+    index: usize,
+    identities: &Identities,
+) -> Sender {
+    let path = findings.sender_paths.get(index).and_then(Option::as_deref);
+    let who = path.map(|path| identities.of(path)).unwrap_or_default();
+    let mut process = process(context, &sent.sender, None);
+    process.cmdline = findings.sender_cmdlines.get(index).and_then(Clone::clone);
+    Sender {
+        via,
+        sent_at: Some(context.time(sent.time_boot_ns)),
+        si_code: (sent.info == info::GIVEN).then(|| sent.si_code.to_string()),
+        parent_comm: parent_comm(&sent.sender).map(text),
+        cgroup: path.map(|path| cgroup(sent.sender.memcg_id, path)),
+        k8s: who.k8s,
+        container: who.container,
+        process: Some(process),
+    }
+}
+
+fn fault(death: &Death, findings: &Findings) -> Option<Fault> {
+    let hex = |address: u64| format!("{address:#x}");
+    let sent = death
+        .sent
+        .filter(|_| matches!(death.via, Via::Fault | Via::Seccomp));
+    if sent.is_none() && findings.logged.is_none() {
+        return None;
+    }
+    let (instruction, mapping) = findings
+        .logged
+        .clone()
+        .map_or((None, None), |(ip, mapping)| (Some(hex(ip)), mapping));
+    Some(Fault {
+        address: sent.map(|sent| hex(sent.address)),
+        instruction,
+        mapping,
+        syscall: sent
+            .map(|sent| sent.syscall)
+            .filter(|syscall| *syscall >= 0),
+    })
+}
+
+#[cfg(test)]
+mod tests;
