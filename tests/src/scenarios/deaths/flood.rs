@@ -1,7 +1,7 @@
 //! As many deaths a second as the machine can make: none is given to another's sender, and what is
 //! missing is counted.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -113,23 +113,25 @@ fn death_flood(context: &mut Context) -> Result<()> {
         known.swap_remove(at);
         seen += 1;
     }
-    let lost = lost(&events)?;
+    let losses = losses(&events)?;
+    let lost: u64 = losses.values().sum();
     ensure!(
         seen + lost == count as u64,
-        "{seen} told and {lost} counted as lost, of {count}"
+        "{seen} told and {losses:?} counted as lost, of {count}"
     );
     Ok(())
 }
 
-/// Deaths that the tracer says it lost, for whatever reason.
-fn lost(events: &[Value]) -> Result<u64> {
+/// Deaths that the tracer says it lost, by reason.
+fn losses(events: &[Value]) -> Result<BTreeMap<String, u64>> {
     const REASONS: [&str; 3] = ["death_ring_full", "death_backlog_full", "sink_queue_full"];
-    let mut lost = 0;
+    let mut losses = BTreeMap::new();
     for event in events.iter().filter(|event| event["kind"] == "loss") {
         let reason = event["reason"].as_str().context("reason")?;
         if REASONS.contains(&reason) {
-            lost += event["count"].as_u64().context("count")?;
+            let count = event["count"].as_u64().context("count")?;
+            *losses.entry(reason.to_owned()).or_default() += count;
         }
     }
-    Ok(lost)
+    Ok(losses)
 }
