@@ -136,7 +136,8 @@ pub struct Findings {
 impl Findings {
     fn via(&self, death: &Death) -> Via {
         match death.via {
-            Via::Kernel if self.incident.is_some() => Via::OomKiller,
+            // A victim that asked for the memory itself is killed as by its own limit.
+            Via::Kernel | Via::ResourceLimit if self.incident.is_some() => Via::OomKiller,
             via => via,
         }
     }
