@@ -35,20 +35,23 @@ pub struct Fault {
 impl Fault {
     /// Reads the text of one record; `None` if it is about something else.
     pub fn parse(line: &[u8]) -> Option<Self> {
-        let marks: [(&[u8], &[u8], fn(&[u8]) -> Option<(u64, &[u8])>); 2] = [
-            (b"", b"]: segfault at ", segfault),
-            (b"traps: ", b"] ", trap),
-        ];
-        marks.into_iter().find_map(|(prefix, mark, rest)| {
-            let line = line.strip_prefix(prefix)?;
-            occurrences(line, mark).find_map(|at| {
-                let tid = tid(&line[..at])?;
-                let (instruction, behind) = rest(&line[at + mark.len()..])?;
-                Some(Self {
-                    tid,
-                    instruction,
-                    mapping: mapping(behind, instruction),
-                })
+        Self::behind(line, b"]: segfault at ", segfault)
+            .or_else(|| Self::behind(line.strip_prefix(b"traps: ")?, b"] ", trap))
+    }
+
+    /// With the first `mark` that `rest` can read on from.
+    fn behind(
+        line: &[u8],
+        mark: &[u8],
+        rest: impl Fn(&[u8]) -> Option<(u64, &[u8])>,
+    ) -> Option<Self> {
+        occurrences(line, mark).find_map(|at| {
+            let tid = tid(&line[..at])?;
+            let (instruction, behind) = rest(&line[at + mark.len()..])?;
+            Some(Self {
+                tid,
+                instruction,
+                mapping: mapping(behind, instruction),
             })
         })
     }
@@ -165,12 +168,12 @@ mod tests {
 
     use super::*;
 
-    fn fault(tid: u32, instruction: u64, mapping: Option<&str>) -> Option<Fault> {
-        Some(Fault {
+    fn fault(tid: u32, instruction: u64, mapping: Option<&str>) -> Fault {
+        Fault {
             tid,
             instruction,
             mapping: mapping.map(str::to_owned),
-        })
+        }
     }
 
     #[test]
@@ -179,39 +182,39 @@ mod tests {
             // 5.10
             (
                 b"crash[412]: segfault at 0 ip 0000561a8c7f5139 sp 00007ffc1b5a3c40 error 6 in crash[561a8c7f5000+1000]",
-                fault(412, 0x561a_8c7f_5139, Some("crash+0x139")),
+                Some(fault(412, 0x561a_8c7f_5139, Some("crash+0x139"))),
             ),
             // 6.1
             (
                 b"crash[77]: segfault at dead0000 ip 000000000040110a sp 00007ffd00000000 error 4 in crash[401000+94000] likely on CPU 1 (core 1, socket 0)",
-                fault(77, 0x40_110a, Some("crash+0x10a")),
+                Some(fault(77, 0x40_110a, Some("crash+0x10a"))),
             ),
             // 6.12
             (
                 b"crash[77]: segfault at 10 ip 000000000040110a sp 00007ffd00000000 error 4 in crash[110a,400000+95000] likely on CPU 1 (core 1, socket 0)",
-                fault(77, 0x40_110a, Some("crash+0x110a")),
+                Some(fault(77, 0x40_110a, Some("crash+0x110a"))),
             ),
             // Jumped to nowhere: nothing is mapped.
             (
                 b"crash[9]: segfault at 0 ip 0000000000000000 sp 00007ffd00000000 error 14 likely on CPU 0 (core 0, socket 0)",
-                fault(9, 0, None),
+                Some(fault(9, 0, None)),
             ),
             (
                 b"traps: crash[91] trap divide error ip:401136 sp:7fff0000 error:0 in crash[401000+94000]",
-                fault(91, 0x40_1136, Some("crash+0x136")),
+                Some(fault(91, 0x40_1136, Some("crash+0x136"))),
             ),
             (
                 b"traps: crash[92] general protection fault ip:401136 sp:7fff0000 error:0",
-                fault(92, 0x40_1136, None),
+                Some(fault(92, 0x40_1136, None)),
             ),
             // Names that look like the rest.
             (
                 b"]: segfault at [5]: segfault at 0 ip 10 sp 20 error 6 in a[1+2][8+4]",
-                fault(5, 0x10, Some("a[1+2]+0x8")),
+                Some(fault(5, 0x10, Some("a[1+2]+0x8"))),
             ),
             (
                 b"a[1] [6]: segfault at 0 ip 10 sp 20 error 6 in b]: segfault at 0[8+4]",
-                fault(6, 0x10, Some("b]: segfault at 0+0x8")),
+                Some(fault(6, 0x10, Some("b]: segfault at 0+0x8"))),
             ),
             (b"oom_reaper: reaped process 12 (x), now anon-rss:0kB", None),
             (b"a name too long for one[6]: segfault at 0 ip 1 sp 2 error 6", None),
