@@ -113,7 +113,7 @@ fn crash(death: &ProcessDeath, signal: &Signal, via: Via) -> Finding {
 /// What the kernel sends for something that the process did itself. The process that ran when it
 /// was sent is no sender.
 fn from_kernel(signal: &Signal) -> Finding {
-    use Confidence::{High, Low};
+    use Confidence::{High, Low, Medium};
 
     let (sure, why) = match signal.name.as_str() {
         "SIGKILL" => {
