@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{Daemon, Options};
 use crate::{
-    event::{Before, Body, RuntimeStatus, text},
+    event::{Before, Body, OomKill, ProcessRole, RuntimeStatus, text},
     identity::{Claim, Orchestrator, names::Resolver, path as grammar},
     incident::{
         assemble::{Incident, Role},
@@ -24,7 +24,10 @@ use crate::{
     },
     node::{self, kmsg::FaultLog, kubelet, meminfo::Meminfo, process::ProcessDir},
     ring::decode::{Record, comm},
-    verdict::death::{EarlierOom, Facts, NodeState, OomPart, process_death},
+    verdict::death::{
+        EarlierOom, Facts, NodeState, OomPart, process_death,
+        restarts::{History, RestartKey, label, oom_label},
+    },
 };
 
 /// OOM victims whose deaths may still come, and containers with an OOM kill behind them.
@@ -70,6 +73,9 @@ pub(super) struct Morgue {
     victims: LruCache<(u32, u64), (String, OomPart)>,
     /// The last OOM kill by container id, and when.
     kills: LruCache<String, (EarlierOom, u64)>,
+    /// OOM kills in a few words, by incident.
+    labels: LruCache<String, String>,
+    history: History,
     survival: LruCache<Vec<u8>, (Instant, Option<bool>)>,
     faults: Option<FaultLog>,
     eviction_threshold_bytes: Option<u64>,
@@ -107,6 +113,8 @@ impl Morgue {
             looking_up: JoinSet::new(),
             victims: LruCache::new(REMEMBERED),
             kills: LruCache::new(REMEMBERED),
+            labels: LruCache::new(REMEMBERED),
+            history: History::default(),
             survival: LruCache::new(REMEMBERED),
             faults,
         }
@@ -272,10 +280,21 @@ impl Daemon {
             },
         };
         let verdict = process_death(&facts);
+        let in_words = event
+            .incident
+            .as_ref()
+            .and_then(|incident| self.morgue.labels.get(incident).cloned())
+            .unwrap_or_else(|| label(&facts, &verdict));
         event.kubernetes_says_oomkilled = verdict
             .kubernetes_will_report
             .as_ref()
             .and_then(|report| report.oom_killed);
+        if event.role == Some(ProcessRole::Init)
+            && let Some(key) = RestartKey::of(who.k8s.as_ref(), who.container.as_ref())
+        {
+            let history = &mut self.morgue.history;
+            event.restarts = history.add(key, death.boot_ns, verdict.cause, &in_words);
+        }
         event.verdict = verdict;
         self.outbox.write_of(
             who,
@@ -310,6 +329,15 @@ impl Daemon {
                 };
                 self.morgue.kills.put(container, (kill, incident.boot_ns));
             }
+        }
+    }
+
+    /// Remembers an OOM kill in a few words, for the deaths of its victims.
+    pub(super) fn remember_kill(&mut self, kill: &OomKill) {
+        if self.options.deaths != Deaths::Off {
+            self.morgue
+                .labels
+                .put(kill.incident.clone(), oom_label(kill));
         }
     }
 

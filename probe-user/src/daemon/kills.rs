@@ -216,6 +216,7 @@ impl Daemon {
             self.outbox.lost("event_task_failed", 1);
             return;
         };
+        self.remember_kill(&made.kill);
         let is_wanted = self
             .options
             .count

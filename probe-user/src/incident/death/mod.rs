@@ -243,7 +243,7 @@ fn sender(
     Sender {
         via,
         sent_at: Some(context.time(sent.time_boot_ns)),
-        si_code: (sent.info == info::GIVEN).then(|| sent.si_code.to_string()),
+        si_code: (sent.info == info::GIVEN).then(|| Signal::code_name(sent.signal, sent.si_code)),
         parent_comm: parent_comm(&sent.sender).map(text),
         cgroup: path.map(|path| cgroup(sent.sender.memcg_id, path)),
         k8s: who.k8s,

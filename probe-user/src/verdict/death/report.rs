@@ -46,7 +46,7 @@ pub(super) fn of(facts: &Facts<'_>, cause: DeathCause) -> Option<KubernetesRepor
             false,
             format!("the runtime says so, exit code {code}"),
         ),
-        (Some("OOMKilled"), false, Some(earlier)) => report(Some(true), true, earlier),
+        (Some("OOMKilled") | None, false, Some(earlier)) => report(Some(true), true, earlier),
         (Some("OOMKilled"), false, None) if cause == DeathCause::Unknown => report(
             Some(true),
             false,
@@ -75,7 +75,6 @@ pub(super) fn of(facts: &Facts<'_>, cause: DeathCause) -> Option<KubernetesRepor
             false,
             format!("exit code {code}, the container's first process was OOM-killed"),
         ),
-        (None, false, Some(earlier)) => report(Some(true), true, earlier),
         (None, false, None) if cause == DeathCause::Unknown => report(
             None,
             false,

@@ -6,7 +6,8 @@ use lru::LruCache;
 
 use super::{Facts, sender, stop};
 use crate::event::{
-    CauseCount, Container, DeathCause, DeathVerdict, K8s, Restarts, label as words,
+    Cause, CauseCount, Container, DeathCause, DeathVerdict, K8s, OomKill, Restarts, Scope,
+    label as words,
 };
 
 /// Containers that are remembered.
@@ -107,6 +108,35 @@ fn counted<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<(T, u64)> {
     }
     counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
     counts
+}
+
+/// An OOM kill in a few words: whose limit, how large, and how it filled if that is known.
+pub fn oom_label(kill: &OomKill) -> String {
+    let whose = match kill.scope {
+        Scope::Container => "container",
+        Scope::Pod => "pod",
+        Scope::QosSlice | Scope::Kubepods | Scope::Slice => "ancestor",
+        Scope::Node | Scope::Cpuset | Scope::Mempolicy => "node",
+        Scope::Sysrq => "sysrq",
+        Scope::Unknown => "unexplained",
+    };
+    let limit = kill
+        .limit
+        .as_ref()
+        .and_then(|limit| limit.level.limit_bytes);
+    let at = limit.map_or(String::new(), |limit| {
+        format!(" at {}", words::bytes(limit))
+    });
+    let how = match kill.verdict.cause {
+        Cause::Leak => " after steady growth",
+        Cause::Spike => " by a spike",
+        Cause::PageCache => " by page cache",
+        Cause::Tmpfs => " by tmpfs",
+        Cause::KernelMemory => " by kernel memory",
+        Cause::Sockets => " by socket buffers",
+        _ => "",
+    };
+    format!("{whose} OOM{at}{how}")
 }
 
 /// The cause in a few words, the same for the same thing, so that they can be counted.

@@ -73,6 +73,7 @@ fn explained<'a>(death: &'a ProcessDeath, change: impl FnOnce(&mut Facts<'a>)) -
 }
 
 #[test]
+#[expect(clippy::large_stack_arrays, reason = "a table")]
 fn every_cause_is_told_from_its_evidence() {
     use Confidence::{High, Low, Medium};
 
