@@ -233,7 +233,7 @@ mod tests {
         }
 
         #[test]
-        fn any_name(comm in "\\PC{0,5}", file in "\\PC{0,20}") {
+        fn any_name(comm in "\\PC{0,3}", file in "\\PC{0,20}") {
             let line = format!("{comm}[7]: segfault at 0 ip 11 sp 2 error 6 in {file}[1+2]");
             let found = Fault::parse(line.as_bytes()).unwrap();
             prop_assert_eq!((found.tid, found.instruction), (7, 0x11));
