@@ -108,6 +108,9 @@ kernel_layout! {
     kernel_siginfo__si_call_addr,
     /// `kernel_siginfo`'s `si_syscall` (i32): of SIGSYS.
     kernel_siginfo__si_syscall,
+    /// `pt_regs.orig_ax` (x86-64, u64) or `syscallno` (arm64, i32), of which the lower half counts:
+    /// number of the system call, negative outside of one.
+    pt_regs__syscall,
     /// `cred.uid` (u32).
     cred__uid,
     /// `pid.level` (u32): depth of the innermost pid namespace.
@@ -214,6 +217,8 @@ kernel_layout! {
     MM_SWAPENTS,
     /// `MM_SHMEMPAGES`.
     MM_SHMEMPAGES,
+    /// `BPF_FUNC_task_pt_regs`: programs may ask for the registers of a task.
+    BPF_FUNC_task_pt_regs,
     /// 1 if tracepoint `oom:mark_victim` carries a `task_struct *`, 0 if an `int pid`.
     mark_victim__has_task,
     /// 1 if tracepoint `sched:sched_process_exit` carries `bool group_dead`.
@@ -236,8 +241,8 @@ pub struct Settings {
     pub has_decision: u32,
     /// Which deaths are recorded: one of [`deaths`].
     pub deaths: u32,
-    /// Zero.
-    pub pad: u32,
+    /// 1 once stalls are hooked that may lie in others or have others inside.
+    pub stalls_nest: u32,
 }
 
 /// Values of [`Settings::deaths`].

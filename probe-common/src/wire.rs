@@ -397,7 +397,7 @@ record! {
 /// How [`Sent::info`] came to `signal_generate`.
 pub mod info {
     /// `SEND_SIG_NOINFO`: on behalf of current (`cgroup.kill`, a parent's death; on newer kernels,
-    /// as 7.3, also `kill()`).
+    /// as 7.3, also `kill()`, which the system call tells).
     pub const NONE: u32 = 0;
     /// `SEND_SIG_PRIV`: by the kernel.
     pub const KERNEL: u32 = 1;
@@ -426,8 +426,9 @@ record! {
         /// are kept of requests to stop: the first process of a pid namespace ignores all that it has
         /// no handler for.
         result: u32,
-        /// Zero.
-        pad: u32,
+        /// Number of the system call that current was in; -1 if it was in none, or the kernel does
+        /// not tell (before 5.15).
+        sender_syscall: i32,
         /// Current, without its memory.
         sender: Task,
     }
@@ -516,14 +517,18 @@ pub mod stall {
     /// Reclaim of a cgroup that is at its limit. Counted for that cgroup; for the task's own where
     /// no hook tells whose limit it is.
     pub const MEMCG_RECLAIM: u32 = 1;
-    /// Over `memory.high`: reclaim and sleep before the return to user mode.
+    /// Over `memory.high`: sleep before the return to user mode. Reclaim there is
+    /// [`MEMCG_RECLAIM`].
     pub const HIGH_THROTTLE: u32 = 2;
     /// Direct compaction: pages are moved to make a large one.
     pub const COMPACTION: u32 = 3;
-    /// kswapd is awake: nobody waits, but the node is short of free pages. Only for the node.
-    pub const KSWAPD: u32 = 4;
+    /// A page that had been reclaimed too early is read back, from swap or a file.
+    pub const REFAULT_WAIT: u32 = 4;
+    /// kswapd is awake: nobody waits, but the node is short of free pages. Only for the node; each
+    /// round counts.
+    pub const KSWAPD: u32 = 5;
     /// How many there are.
-    pub const COUNT: u32 = 5;
+    pub const COUNT: u32 = 6;
 }
 
 record! {
@@ -558,7 +563,8 @@ record! {
     Waiting {
         /// `CLOCK_BOOTTIME`, ns.
         since_boot_ns: u64,
-        /// kernfs id of the memory cgroup whose limit it is; 0 if it is not known yet.
+        /// kernfs id of the memory cgroup whose limit it is; 0 if it is not known yet. For
+        /// [`stall::REFAULT_WAIT`] the address that tells sections apart.
         memcg_id: u64,
     }
 }

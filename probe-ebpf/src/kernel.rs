@@ -14,7 +14,10 @@ use aya_ebpf::{
     bindings::task_struct,
     helpers::{
         bpf_get_current_task,
-        generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str},
+        generated::{
+            bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_probe_read_kernel_str,
+            bpf_task_pt_regs,
+        },
     },
 };
 use probe_common::{
@@ -37,6 +40,11 @@ macro_rules! layout {
 pub(crate) use layout;
 
 const _: () = assert!(size_of::<KernelLayout>().is_multiple_of(4));
+
+/// `task_struct.flags` (include/linux/sched.h): threads of the kernel, and those that work for
+/// `io_uring`.
+const PF_KTHREAD: u32 = 0x0020_0000;
+const PF_IO_WORKER: u32 = 0x10;
 
 /// How kernel memory is read.
 pub trait Access: Copy {
@@ -160,6 +168,25 @@ impl Task<Probed> {
     pub fn current() -> Option<Self> {
         // SAFETY: the helper has no preconditions.
         Self::new(unsafe { bpf_get_current_task() } as *const u8)
+    }
+    /// Number of the system call that current is in; `None` where it is in none.
+    #[inline(always)]
+    pub fn current_syscall() -> Option<i32> {
+        let syscall = layout!(pt_regs__syscall);
+        // Verifiers that do not know the helpers find no call of them.
+        if layout!(BPF_FUNC_task_pt_regs) == ABSENT || syscall == ABSENT {
+            return None;
+        }
+        // What looks like registers of a kernel thread never came from user mode.
+        if Self::current()?.flags()? & (PF_KTHREAD | PF_IO_WORKER) != 0 {
+            return None;
+        }
+        // SAFETY: the helpers take current as it comes; any address may be probed.
+        let number: i32 = unsafe {
+            let registers = bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u8;
+            Probed::load(registers.wrapping_add(syscall as usize))
+        };
+        (number >= 0).then_some(number)
     }
 }
 

@@ -177,8 +177,9 @@ pub fn count(id: u64, counters: Counters, before: impl FnOnce() -> Counters, now
         if counters.max <= (*totals).max && counters.high <= (*totals).high {
             return Hit::None;
         }
-        (*totals).max = counters.max;
-        (*totals).high = counters.high;
+        // Another CPU may have read either later and been faster.
+        (*totals).max = counters.max.max((*totals).max);
+        (*totals).high = counters.high.max((*totals).high);
         (*totals).last_boot_ns = now;
         if (*totals).last_tid != thread as u32 {
             (*totals).last_tid = thread as u32;

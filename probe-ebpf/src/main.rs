@@ -20,6 +20,7 @@ mod out_of_memory;
 mod process_exit;
 mod reap;
 mod record;
+mod refault_wait;
 mod signal_sent;
 mod stall;
 

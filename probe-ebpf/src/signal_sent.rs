@@ -114,8 +114,7 @@ fn kernel_kill<A: Access>(target: Task<A>, result: i32, source: u32) {
     record.send(&CRITICAL, Loss::CriticalRingFull);
 }
 
-/// Keeps who sent it until the target ends. A later one of the same signal takes its place, as the
-/// target outlived this one; unless it is ignored, as all are by a process that is dying.
+/// Keeps who sent it until the target ends.
 #[inline(always)]
 fn remember<A: Access>(how: How, target: Task<A>) {
     let Some(buffer) = SCRATCH.get_ptr_mut(Slot::Signal as u32) else {
@@ -132,47 +131,74 @@ fn remember<A: Access>(how: How, target: Task<A>) {
         .group_leader()
         .and_then(Task::start_boottime)
         .unwrap_or(0);
+    sent.signal = how.signal;
+    sent.result = how.result as u32;
+    cause(how, sent);
     let key = death::sent_key(target.tgid().unwrap_or(0) as u32, how.signal);
-    // Nothing outlives SIGKILL. That the entry is of this process, the start tells.
-    // SAFETY: the value is only copied.
-    if (how.signal == SIGKILL || how.result == IGNORED)
-        && unsafe { SENT.get(key) }
-            .is_some_and(|first| first.target_start_boot_ns == sent.target_start_boot_ns)
-    {
+    if is_outdone(key, sent) {
         return;
     }
     // SAFETY: the helper has no preconditions.
     sent.time_boot_ns = unsafe { bpf_ktime_get_boot_ns() };
-    sent.signal = how.signal;
-    sent.syscall = -1;
-    sent.result = how.result as u32;
-    sent.info = match how.info {
-        SEND_SIG_NOINFO => info::NONE,
-        SEND_SIG_PRIV => info::KERNEL,
-        _ => info::GIVEN,
-    };
-    if sent.info == info::GIVEN
-        && let Some(info) = Siginfo::<Probed>::new(how.info as *const u8)
-    {
-        sent.si_code = info.si_code().unwrap_or(0);
-        // Above 0, the kernel found the cause itself.
-        if sent.si_code > 0 {
-            match how.signal {
-                SIGSEGV | SIGBUS | SIGILL | SIGFPE | SIGTRAP => {
-                    sent.address = info.si_addr().unwrap_or(0);
-                }
-                SIGSYS => {
-                    sent.address = info.si_call_addr().unwrap_or(0);
-                    sent.syscall = info.si_syscall().unwrap_or(-1);
-                }
-                _ => {}
-            }
-        }
-    }
+    sent.sender_syscall = Task::current_syscall().unwrap_or(-1);
     if let Some(sender) = Task::<Probed>::current() {
         describe_ids(sender, &mut sent.sender);
     }
     if SENT.insert(key, &*sent, 0).is_err() {
         lost(Loss::SentMapFull);
     }
+}
+
+/// What the kernel tells of the signal.
+#[inline(always)]
+fn cause(how: How, sent: &mut Sent) {
+    sent.syscall = -1;
+    sent.info = match how.info {
+        SEND_SIG_NOINFO => info::NONE,
+        SEND_SIG_PRIV => info::KERNEL,
+        _ => info::GIVEN,
+    };
+    if sent.info != info::GIVEN {
+        return;
+    }
+    let Some(info) = Siginfo::<Probed>::new(how.info as *const u8) else {
+        return;
+    };
+    sent.si_code = info.si_code().unwrap_or(0);
+    // Above 0, the kernel found the cause itself.
+    if sent.si_code > 0 {
+        match how.signal {
+            SIGSEGV | SIGBUS | SIGILL | SIGFPE | SIGTRAP => {
+                sent.address = info.si_addr().unwrap_or(0);
+            }
+            SIGSYS => {
+                sent.address = info.si_call_addr().unwrap_or(0);
+                sent.syscall = info.si_syscall().unwrap_or(-1);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Whether what is known of the same signal says more. Else the later one takes its place, as the
+/// target outlived the first.
+///
+/// Nothing outlives SIGKILL; a process that is dying ignores all; and a handler of a fault that has
+/// written its report sends the signal once more, to die of it.
+#[inline(always)]
+fn is_outdone(key: u64, sent: &Sent) -> bool {
+    // SAFETY: read at once, under the target's `siglock`.
+    let Some(first) = (unsafe { SENT.get(key) }) else {
+        return false;
+    };
+    // Pids are reused.
+    if first.target_start_boot_ns != sent.target_start_boot_ns {
+        return false;
+    }
+    let is_again = first.si_code > 0
+        && sent.si_code <= 0
+        && sent.info != info::KERNEL
+        && u64::from(first.sender.pid) == key >> 32
+        && first.sender.tid == bpf_get_current_pid_tgid() as u32;
+    sent.signal == SIGKILL || sent.result == IGNORED as u32 || is_again
 }

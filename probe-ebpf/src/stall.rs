@@ -19,13 +19,13 @@ use probe_common::{
     limits::STALL_BUCKETS,
     wire::{
         Loss, StallKey, StallTotals, Waiting,
-        stall::{COMPACTION, DIRECT_RECLAIM, HIGH_THROTTLE, KSWAPD},
+        stall::{COMPACTION, DIRECT_RECLAIM, HIGH_THROTTLE, KSWAPD, MEMCG_RECLAIM, REFAULT_WAIT},
     },
 };
 
 use crate::{
     kernel::{Probed, Task},
-    maps::{NODE_STALLS, STALLS, WAITING, lost},
+    maps::{NODE_STALLS, SETTINGS, STALLS, WAITING, lost},
 };
 
 /// `task_struct.flags` of a kernel thread (include/linux/sched.h).
@@ -46,8 +46,7 @@ fn direct_end_rt(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "mm_compaction_begin")]
 fn compact_rt(_: RawTracePointContext) -> i32 {
     // Nobody waits for kcompactd.
-    let flags = Task::<Probed>::current().and_then(Task::flags);
-    if flags.is_some_and(|flags| flags & PF_KTHREAD == 0) {
+    if !is_kernel_thread() {
         begin(COMPACTION, 0, now());
     }
     0
@@ -61,10 +60,9 @@ fn compact_end_rt(_: RawTracePointContext) -> i32 {
 
 #[raw_tracepoint(tracepoint = "mm_vmscan_kswapd_wake")]
 fn kswapd_rt(_: RawTracePointContext) -> i32 {
-    // It fires for each round until kswapd sleeps: the first counts.
-    if WAITING.get_ptr(key(KSWAPD)).is_none() {
-        begin(KSWAPD, 0, now());
-    }
+    // It fires for each round until kswapd sleeps, which may be hours: each round counts.
+    end(KSWAPD, 0);
+    begin(KSWAPD, 0, now());
     0
 }
 
@@ -110,6 +108,10 @@ fn begin_high() {
 /// The current task starts to wait. `memcg_id` is 0 if its own memory cgroup is meant.
 #[inline(always)]
 pub fn begin(kind: u32, memcg_id: u64, since_boot_ns: u64) {
+    if stalls_nest() {
+        // Whatever the task is in, it does not wait for a page to be read back.
+        let _ = WAITING.remove(key(REFAULT_WAIT));
+    }
     let waiting = Waiting {
         since_boot_ns,
         memcg_id,
@@ -123,17 +125,31 @@ pub fn begin(kind: u32, memcg_id: u64, since_boot_ns: u64) {
 /// counted.
 #[inline(always)]
 pub fn end(kind: u32, reclaimed_pages: u64) {
-    let key = key(kind);
+    let own = key(kind);
     // SAFETY: the value is only copied; only this thread removes it.
     let Some(&Waiting {
         since_boot_ns,
         memcg_id,
-    }) = (unsafe { WAITING.get(key) })
+    }) = (unsafe { WAITING.get(own) })
     else {
         return;
     };
-    let _ = WAITING.remove(key);
+    let _ = WAITING.remove(own);
     let ns = now().saturating_sub(since_boot_ns);
+    if kind == MEMCG_RECLAIM
+        && stalls_nest()
+        && let Some(around) = WAITING.get_ptr_mut(key(HIGH_THROTTLE))
+    {
+        // Over `memory.high` a task reclaims before it sleeps: no time is counted twice.
+        // SAFETY: a value of the map, of this thread.
+        unsafe { (*around).since_boot_ns += ns }
+    }
+    add_up(kind, memcg_id, ns, reclaimed_pages);
+}
+
+/// Counts a stall of the current task. `memcg_id` is 0 if its own memory cgroup is meant.
+#[inline(always)]
+pub fn add_up(kind: u32, memcg_id: u64, ns: u64, reclaimed_pages: u64) {
     if let Some(totals) = NODE_STALLS.get_ptr_mut(kind) {
         add(totals, ns, reclaimed_pages);
     }
@@ -203,14 +219,28 @@ unsafe fn atomic_add(counter: *mut u64, value: u64) {
     }
 }
 
+/// Whether a hook is attached whose stalls may lie in others, or have others inside.
+#[inline(always)]
+fn stalls_nest() -> bool {
+    SETTINGS
+        .get(0)
+        .is_some_and(|settings| settings.stalls_nest != 0)
+}
+
+#[inline(always)]
+pub fn is_kernel_thread() -> bool {
+    let flags = Task::<Probed>::current().and_then(Task::flags);
+    flags.is_none_or(|flags| flags & PF_KTHREAD != 0)
+}
+
 /// The current thread's key in [`WAITING`].
 #[inline(always)]
-fn key(kind: u32) -> u64 {
+pub fn key(kind: u32) -> u64 {
     bpf_get_current_pid_tgid() << 32 | u64::from(kind)
 }
 
 #[inline(always)]
-fn now() -> u64 {
+pub fn now() -> u64 {
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_ktime_get_boot_ns() }
 }

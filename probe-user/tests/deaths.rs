@@ -5,9 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::{
-    env,
+    env, fs,
     io::{BufRead as _, BufReader},
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    path::PathBuf,
     process::{self, Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -16,16 +17,23 @@ use std::{
 use aya::maps::{MapData, RingBuf};
 use bytes::Bytes;
 use oomprobe::{
-    kernel::{btf::Btf, layout, loader::Probe},
+    kernel::{
+        btf::Btf,
+        facts::{Facts, Roots},
+        layout,
+        loader::Probe,
+    },
     ring::decode::{Body, Record},
 };
 use probe_common::{
-    layout::deaths,
-    wire::{Death, Sent},
+    layout::{ABSENT, KernelLayout, deaths},
+    wire::{Death, Sent, info},
 };
 
 /// Set for a child that is this program, started again, and is to fault.
 const FAULT: &str = "OOMPROBE_TEST_FAULT";
+/// Value of [`FAULT`]: a handler sends the signal once more.
+const HANDLED: &str = "handled";
 
 const FAULT_ADDRESS: usize = 0x1234;
 const IGNORED: u32 = 1;
@@ -38,8 +46,7 @@ struct Deaths {
 
 impl Deaths {
     fn follow(mode: u32) -> Self {
-        let layout = layout::resolve(&Btf::running().unwrap()).layout().unwrap();
-        let mut probe = Probe::attach(&layout, 0).unwrap();
+        let mut probe = Probe::attach(&layout(), 0).unwrap();
         probe.set_deaths(mode).unwrap();
         let ring = probe.take_deaths().unwrap();
         Self { probe, ring }
@@ -72,6 +79,30 @@ impl Deaths {
     }
 }
 
+fn layout() -> KernelLayout {
+    layout::resolve(&Btf::running().unwrap()).layout().unwrap()
+}
+
+/// A cgroup of these tests.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// `None` if it has no `cgroup.kill`.
+    fn create() -> Option<Self> {
+        let root = Facts::gather(&Roots::default()).cgroups?.v2_mount?;
+        let path = root.join(format!("oomprobe-deaths-{}", process::id()));
+        fs::create_dir(&path).unwrap();
+        let cgroup = Self(path);
+        cgroup.0.join("cgroup.kill").exists().then_some(cgroup)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
 /// A shell that has come as far as to print a line.
 fn shell(script: &str) -> Child {
     let mut child = Command::new("sh")
@@ -96,10 +127,24 @@ fn numbers(signals: &[Sent]) -> Vec<i32> {
     signals.iter().map(|sent| sent.signal).collect()
 }
 
+extern "C" fn send_again(signal: libc::c_int) {
+    // SAFETY: both may be called in a handler.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+    }
+}
+
 #[test]
 #[ignore = "the other process of these tests"]
 fn child() {
-    if env::var_os(FAULT).is_some() {
+    if let Some(how) = env::var_os(FAULT) {
+        if how == HANDLED {
+            // SAFETY: the handler only sends the signal.
+            unsafe {
+                libc::signal(libc::SIGSEGV, send_again as *const () as libc::sighandler_t);
+            }
+        }
         // SAFETY: none; it is to fault.
         unsafe { (FAULT_ADDRESS as *mut u8).write_volatile(1) };
     }
@@ -133,16 +178,48 @@ fn a_deadly_signal_has_its_sender_and_what_asked_before() {
 #[ignore = "needs root"]
 fn a_fault_has_its_address() {
     let mut followed = Deaths::follow(deaths::CONTAINERS);
-    let mut child = Command::new(env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "child"])
-        .env(FAULT, "1")
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let (death, signals) = followed.of(&mut child);
-    assert_eq!(numbers(&signals), [libc::SIGSEGV]);
-    assert_eq!(signals[0].address, FAULT_ADDRESS as u64);
-    assert_eq!(signals[0].sender.pid, death.task.pid);
+    for how in ["", HANDLED] {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "child"])
+            .env(FAULT, how)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (death, signals) = followed.of(&mut child);
+        assert_eq!(numbers(&signals), [libc::SIGSEGV]);
+        assert_eq!(signals[0].address, FAULT_ADDRESS as u64);
+        assert_eq!(signals[0].sender.pid, death.task.pid);
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_signal_has_its_system_call_where_the_kernel_tells() {
+    let tells = layout().BPF_FUNC_task_pt_regs != ABSENT;
+    let expected = |number: i64| if tells { number } else { -1 };
+    let mut followed = Deaths::follow(deaths::CONTAINERS);
+    let mut killed = shell("echo; read _");
+    kill(&killed, libc::SIGKILL);
+    let (_, signals) = followed.of(&mut killed);
+    assert_eq!(
+        i64::from(signals[0].sender_syscall),
+        expected(libc::SYS_kill)
+    );
+
+    let Some(cgroup) = Cgroup::create() else {
+        eprintln!("no cgroup.kill: left out");
+        return;
+    };
+    let mut killed = shell("echo; read _");
+    fs::write(cgroup.0.join("cgroup.procs"), killed.id().to_string()).unwrap();
+    fs::write(cgroup.0.join("cgroup.kill"), "1").unwrap();
+    let (_, signals) = followed.of(&mut killed);
+    assert_eq!(numbers(&signals), [libc::SIGKILL]);
+    assert_eq!(signals[0].info, info::NONE);
+    assert_eq!(
+        i64::from(signals[0].sender_syscall),
+        expected(libc::SYS_write)
+    );
 }
 
 #[test]

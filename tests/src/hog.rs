@@ -29,6 +29,34 @@ pub fn binary() -> Result<PathBuf> {
         .with_context(|| format!("no oomprobe-hog beside {}", own.display()))
 }
 
+/// How a process ended, by the word of the one that waited for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It exited with this code.
+    Code(i32),
+    /// This signal ended it.
+    Signal(i32),
+}
+
+impl End {
+    /// By what waitpid(2) says.
+    pub fn of(status: ExitStatus) -> Result<Self> {
+        let signal = status.signal().map(Self::Signal);
+        signal
+            .or(status.code().map(Self::Code))
+            .with_context(|| format!("no end: {status}"))
+    }
+
+    fn parse(kind: &str, number: &str) -> Option<Self> {
+        let number = number.parse().ok()?;
+        match kind {
+            "code" => Some(Self::Code(number)),
+            "signal" => Some(Self::Signal(number)),
+            _ => None,
+        }
+    }
+}
+
 /// How a workload starts.
 #[derive(Debug, Default)]
 pub struct Spec {
@@ -189,6 +217,27 @@ impl Hog {
             }
         }
         Ok(None)
+    }
+
+    /// Pid and end of the next child that the workload, or the one beside its pid namespace, has
+    /// waited for.
+    pub fn ended(&mut self, deadline: Instant) -> Result<(i32, End)> {
+        let told = self.after("ended ", deadline)?;
+        let mut words = told.split(' ');
+        let end = (|| {
+            let pid = words.next()?.parse().ok()?;
+            Some((pid, End::parse(words.next()?, words.next()?)?))
+        })();
+        end.with_context(|| format!("workload said `ended {told}`"))
+    }
+
+    /// What is left of a line after each `prefix`, until the workload ends.
+    pub fn all_after(&mut self, prefix: &str, deadline: Instant) -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        while let Some(rest) = self.next(prefix, deadline)? {
+            all.push(rest);
+        }
+        Ok(all)
     }
 
     /// Has all the memory it wanted.

@@ -13,10 +13,12 @@ use serde_json::Value;
 
 use crate::cgroup::{Cgroup, Hierarchy, Version};
 use crate::deadline::until;
+use crate::death::Death;
 use crate::expect::{Expected, Role, names_victim};
 use crate::hog;
 use crate::oracle::{Kill, Oracle};
 use crate::tracer::Tracer;
+use crate::unified::Unified;
 
 /// A guest without KVM is that much slower.
 const GUEST_FACTOR: u32 = 6;
@@ -45,6 +47,10 @@ pub enum Need {
     Sysrq,
     /// The v1 freezer, mounted or mountable.
     FreezerV1,
+    /// `cgroup.kill`: the unified hierarchy, on any mount.
+    CgroupKill,
+    /// This program, at this path.
+    Program(&'static str),
     /// The tracer itself is what is tested.
     Tracer,
 }
@@ -78,6 +84,12 @@ impl Need {
                 fs::read_to_string("/proc/cgroups").is_ok_and(|text| text.contains("freezer")),
                 "no freezer controller for cgroup v1",
             ),
+            Self::CgroupKill => match Unified::create("probe") {
+                Ok(Some(cgroup)) => absent(cgroup.can_be_killed(), "no cgroup.kill (5.14)"),
+                Ok(None) => Some("the unified hierarchy is not mounted".to_owned()),
+                Err(error) => Some(format!("{error:#}")),
+            },
+            Self::Program(path) => absent(Path::new(path).exists(), &format!("no {path}")),
             Self::Tracer => absent(runner.options.oomprobe.is_some(), "needs the tracer"),
         }
     }
@@ -237,6 +249,30 @@ impl Context {
             check_seen_once(&tracer, victim.pid)?;
         }
         tracer.check_stream()
+    }
+
+    /// Checks one death against exactly one event, which is returned if there is a tracer.
+    pub fn check_death(&self, expected: &Death) -> Result<Option<Value>> {
+        let Some(tracer) = &self.tracer else {
+            return Ok(None);
+        };
+        let told = |event: &Value| expected.is_told_by(event);
+        let event = tracer.wait_for(&expected.name(), self.deadline, told)?;
+        expected.check(&event)?;
+        let count = tracer.events().iter().filter(|event| told(event)).count();
+        ensure!(count == 1, "{count} events: {}", expected.name());
+        tracer.check_stream()?;
+        Ok(Some(event))
+    }
+
+    /// Checks that no event tells of this death. One that came after it, and is told, shows that
+    /// nothing is still on its way.
+    pub fn check_no_death(&self, unexpected: &Death, after: &Death) -> Result<()> {
+        self.check_death(after)?;
+        let events = self.tracer().map(Tracer::events).unwrap_or_default();
+        let told = events.iter().find(|event| unexpected.is_told_by(event));
+        ensure!(told.is_none(), "should not be told: {told:?}");
+        Ok(())
     }
 
     /// Checks that each of these kernel kills is in exactly one event.

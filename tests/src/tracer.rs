@@ -226,9 +226,11 @@ mod tests {
         let _guard = lock(&ONE_AT_A_TIME);
         let directory = tempfile::tempdir()?;
         let program = directory.path().join("tracer");
+        // A shell cannot trap what was ignored when it began, as in a background job.
+        let shebang = "#!/usr/bin/env -S --default-signal=INT sh";
         fs::write(
             &program,
-            format!("#!/bin/sh\ntrap 'exit 0' INT\n{script}\n"),
+            format!("{shebang}\ntrap 'exit 0' INT\n{script}\n"),
         )?;
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
         Tracer::start(&program, &[])

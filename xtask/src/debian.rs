@@ -44,6 +44,36 @@ impl std::fmt::Display for Package {
     }
 }
 
+/// A program of a package of this machine's release, with the shared libraries it loads, which this
+/// machine must have; each file and where it belongs.
+pub(crate) fn program_with_libraries(
+    cache: &Cache,
+    package: &str,
+    program: &str,
+) -> Result<Vec<(PathBuf, String)>> {
+    let release = fs::read_to_string("/etc/os-release").context("/etc/os-release")?;
+    let suite = release
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+        .context("/etc/os-release names no release")?;
+    let debian = Debian::of_this_machine(cache)?;
+    let package = debian.newest(suite, package)?;
+    let place = |path: &str| path.trim_start_matches('/').to_owned();
+    let binary = debian.unpacked(&package)?.join(place(program));
+    let list = cmd::output(Command::new("ldd").arg(&binary))?;
+    if let Some(missing) = list.lines().find(|line| line.contains("not found")) {
+        bail!("{package} needs{missing}");
+    }
+    let libraries = list
+        .lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    let mut files: Vec<_> = libraries
+        .map(|library| (PathBuf::from(library), place(library)))
+        .collect();
+    files.push((binary, place(program)));
+    Ok(files)
+}
+
 impl Debian {
     /// Fails where apt or a Debian mirror in its configuration is missing.
     pub(crate) fn of_this_machine(cache: &Cache) -> Result<Self> {

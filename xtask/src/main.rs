@@ -55,6 +55,9 @@ enum Verb {
     /// Be the workload of a benchmark
     #[command(hide = true)]
     BenchLoad(bench::LoadArgs),
+    /// Be the other workload of a benchmark
+    #[command(hide = true)]
+    BenchForks(bench::ForksArgs),
     /// Check format, lints, documentation and dependencies
     Lint,
     /// Run all that a change must pass
@@ -92,6 +95,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::KernelSupport(args) => kernel_support::run(&cache, &args)?,
         Verb::Bench(args) => bench::run(&args)?,
         Verb::BenchLoad(args) => bench::work(&args)?,
+        Verb::BenchForks(args) => bench::fork_and_exit(&args)?,
         Verb::Lint => lint::all(&cache)?,
         Verb::Test(args) => return test::run(&cache, &args),
     }

@@ -195,11 +195,13 @@ impl Outbox {
                 total,
                 ring: (reason == "sink_queue_full").then(|| "sink".to_owned()),
             };
-            // Its own failure to be queued counts too; it is then said with the next.
             if let Some(entry) = self.lost.get_mut(reason) {
                 entry.1 = 0;
             }
+            let (seq, before) = (self.seq, self.lost.clone());
             if !self.push(Body::Loss(loss), clock::boot_ns(), |event| event) {
+                // It is said with the next, and is none that was lost itself.
+                (self.seq, self.lost) = (seq, before);
                 if let Some(entry) = self.lost.get_mut(reason) {
                     entry.1 += count;
                 }

@@ -85,10 +85,13 @@ pub enum StallKind {
     DirectReclaim,
     /// A cgroup was at its limit: the task reclaimed its memory.
     MemcgReclaim,
-    /// A cgroup was over `memory.high`: the task was put to sleep.
+    /// A cgroup was over `memory.high`: the task was put to sleep. Time that it reclaimed before is
+    /// `memcg_reclaim`.
     HighThrottle,
     /// Memory had to be moved to make a large page.
     Compaction,
+    /// A page that had been reclaimed too early was read back: from swap, or from a file.
+    RefaultWait,
 }
 
 /// Tasks of a cgroup, or of the node, are being held up for want of a resource (PSI).

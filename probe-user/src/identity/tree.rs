@@ -102,6 +102,19 @@ impl Tree {
         self.cache.put((hierarchy, id), entry);
     }
 
+    /// Whether a cgroup that was found is gone, also if nobody told of its removal. One that was
+    /// never found may be outside of what is mounted here: it is not known to be gone.
+    pub fn is_gone(&self, hierarchy: u32, id: u64) -> bool {
+        match self.cache.peek(&(hierarchy, id)) {
+            Some(Entry::Dead(..)) => true,
+            Some(Entry::Live(path)) => match self.id(hierarchy, path) {
+                Ok(other) => other != id,
+                Err(error) => error.kind() == io::ErrorKind::NotFound,
+            },
+            Some(Entry::Missing(_)) | None => false,
+        }
+    }
+
     fn path_at(&mut self, hierarchy: u32, id: u64, now: Instant) -> Option<Located> {
         let key = (hierarchy, id);
         match self.cache.get(&key) {
@@ -228,6 +241,31 @@ mod tests {
         assert!(!located.alive);
         assert_eq!(tree.path_at(0, 77, now), None, "another hierarchy");
         assert_eq!(tree.path_at(4, 77, now + DEAD_KEPT), None);
+    }
+
+    #[test]
+    fn a_removal_that_nobody_told_of_is_found_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = Mount {
+            hierarchy: 4,
+            path: dir.path().to_owned(),
+            root: Vec::new(),
+        };
+        let mut tree = Tree {
+            roots: vec![Root::open(&mount).unwrap()],
+            cache: LruCache::new(CAPACITY),
+        };
+        fs::create_dir(dir.path().join("pod")).unwrap();
+        let id = tree.id(4, b"/pod").unwrap();
+        assert!(!tree.is_gone(4, id), "not known");
+        tree.created(4, id, b"/pod");
+        assert!(!tree.is_gone(4, id));
+        fs::rename(dir.path().join("pod"), dir.path().join("old")).unwrap();
+        assert!(tree.is_gone(4, id));
+        fs::create_dir(dir.path().join("pod")).unwrap();
+        assert!(tree.is_gone(4, id), "another one of that name");
+        tree.removed(4, id, b"/pod");
+        assert!(tree.is_gone(4, id));
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub enum Signal {
     HighThrottle,
     /// Compaction by a task that needs a large page.
     Compaction,
+    /// Waits for pages that had been reclaimed too early.
+    RefaultWait,
     /// kswapd is awake.
     Kswapd,
 }
@@ -55,6 +57,7 @@ impl Signal {
             Self::DirectReclaim => "direct_reclaim",
             Self::HighThrottle => "high_throttle",
             Self::Compaction => "compaction",
+            Self::RefaultWait => "refault_wait",
             Self::Kswapd => "kswapd",
         }
     }
@@ -83,6 +86,10 @@ impl Signal {
             Self::DirectReclaim => "time spent in reclaim for the node is unknown",
             Self::HighThrottle => "time spent asleep over memory.high is unknown",
             Self::Compaction => "time spent in compaction is unknown",
+            Self::RefaultWait => {
+                "time spent waiting for swap-in and for files that were thrown out too early is \
+                 unknown"
+            }
             Self::Kswapd => "how long kswapd was awake is unknown",
         }
     }
@@ -92,6 +99,19 @@ impl Signal {
         match self {
             Self::LimitHit => Some(Self::MemcgReclaim),
             _ => None,
+        }
+    }
+
+    /// Signals without which this one cannot be told from what they observe.
+    pub const fn told_apart_by(self) -> &'static [Self] {
+        match self {
+            Self::RefaultWait => &[
+                Self::Compaction,
+                Self::DirectReclaim,
+                Self::HighThrottle,
+                Self::MemcgReclaim,
+            ],
+            _ => &[],
         }
     }
 
@@ -190,7 +210,8 @@ const RECLAIM_END: (&str, Hook) = (
 /// through a typed one, the verifier may search all of the kernel's types by name
 /// (`btf_nested_type_is_trusted()`), which makes a typed program take some 50 ms to load.
 ///
-/// A signal's stand-in comes before it ([`Signal::stand_in`]).
+/// A signal's stand-in comes before it ([`Signal::stand_in`]), and what it is told apart by
+/// ([`Signal::told_apart_by`]).
 pub const LADDER: &[(Signal, &[Rung])] = &[
     (
         Signal::CgroupChange,
@@ -261,6 +282,19 @@ pub const LADDER: &[(Signal, &[Rung])] = &[
                 RECLAIM_END,
             ]),
             rung(&[("mreclaim_any_rt", RECLAIM_BEGIN), RECLAIM_END]),
+        ],
+    ),
+    (
+        Signal::RefaultWait,
+        &[
+            rung(&[
+                ("memstall_fe", Hook::FEntry("psi_memstall_enter")),
+                ("memstall_end_fe", Hook::FEntry("psi_memstall_leave")),
+            ]),
+            rung(&[
+                ("memstall_kp", Hook::KProbe("psi_memstall_enter")),
+                ("memstall_end_kp", Hook::KProbe("psi_memstall_leave")),
+            ]),
         ],
     ),
     (
@@ -352,11 +386,11 @@ mod tests {
     }
 
     #[test]
-    fn a_stand_in_is_hooked_before() {
+    fn what_a_signal_rests_on_is_hooked_before() {
         let signals: Vec<_> = LADDER.iter().map(|(signal, _)| *signal).collect();
         for (index, signal) in signals.iter().enumerate() {
-            if let Some(other) = signal.stand_in() {
-                assert!(signals[..index].contains(&other), "{}", signal.name());
+            for other in signal.stand_in().iter().chain(signal.told_apart_by()) {
+                assert!(signals[..index].contains(other), "{}", signal.name());
             }
         }
     }

@@ -83,6 +83,8 @@ const VOID: &str = "";
 const PLAIN_PARENT: &str = "plain pointer before 6.15 put it under RCU and renamed it";
 /// Why `mm_struct.rss_stat` has two forms.
 const PLAIN_RSS: &str = "plain atomics before 6.2 made them per-CPU counters";
+/// Why the system call has two names.
+const ARM64_REGISTERS: &str = "arm64 has a member of its own";
 
 const TABLE: &[Row] = table! {
     Required task_struct__pid: Offset("task_struct", "pid", Int(4));
@@ -115,6 +117,9 @@ const TABLE: &[Row] = table! {
         Offset("kernel_siginfo", "_sifields._sigsys._call_addr", Ptr(VOID));
     Optional kernel_siginfo__si_syscall:
         Offset("kernel_siginfo", "_sifields._sigsys._syscall", Int(4));
+    Optional pt_regs__syscall:
+        Offset("pt_regs", "orig_ax", Int(8)),
+        Offset("pt_regs", "syscallno", Int(4)) => ARM64_REGISTERS;
     Optional cred__uid: Offset("cred", "uid.val", Int(4));
     Optional pid__level: Offset("pid", "level", Int(4));
     Optional pid__numbers: Offset("pid", "numbers", Tail("upid"));
@@ -181,6 +186,7 @@ const TABLE: &[Row] = table! {
     Required MM_ANONPAGES: Enumerator("MM_ANONPAGES");
     Required MM_SWAPENTS: Enumerator("MM_SWAPENTS");
     Required MM_SHMEMPAGES: Enumerator("MM_SHMEMPAGES");
+    Optional BPF_FUNC_task_pt_regs: Enumerator("BPF_FUNC_task_pt_regs");
     Optional mark_victim__has_task: Argument("mark_victim", 0, Ptr("task_struct"), Some(Int(4)));
     Optional sched_process_exit__has_group_dead: Argument("sched_process_exit", 1, Int(1), None);
     Optional memcg_reclaim_begin__has_memcg:

@@ -118,10 +118,19 @@ impl Probe {
         let mut served: Vec<Served> = Vec::with_capacity(LADDER.len());
         let mut known = Settings::default();
         for (signal, rungs) in LADDER {
-            let mut result = serve(&mut ebpf, &btf, layout, *signal, rungs);
+            let is_served = |other| served.iter().any(|s| s.signal == other && s.hook.is_some());
+            let mut result = match indistinct(*signal, is_served) {
+                Some(why) => Served {
+                    signal: *signal,
+                    hook: None,
+                    refused: hooks(rungs).map(|hook| (hook, why.clone())).collect(),
+                },
+                None => serve(&mut ebpf, &btf, layout, *signal, rungs),
+            };
             match (signal, result.hook) {
                 (Signal::OomDecision, Some(_)) => known.has_decision = 1,
                 (Signal::LimitHit, Some(_)) => known.has_limit_hit = 1,
+                (Signal::HighThrottle | Signal::RefaultWait, Some(_)) => known.stalls_nest = 1,
                 (_, Some(_)) => {}
                 (_, None) => {
                     let stand_in = served.iter().find(|s| Some(s.signal) == signal.stand_in());
@@ -258,6 +267,15 @@ pub fn survey(layout: &KernelLayout, cpus: u32) -> Result<Vec<Surveyed>, LoadErr
     let btf = Btf::from_sys_fs()?;
     let mut surveyed: Vec<Surveyed> = Vec::with_capacity(LADDER.len());
     for (signal, rungs) in LADDER {
+        let is_served = |other| {
+            let mut others = surveyed.iter().filter(|(signal, _)| *signal == other);
+            others.any(|(_, rungs)| rungs.iter().any(|(_, result)| result.is_ok()))
+        };
+        if let Some(why) = indistinct(*signal, is_served) {
+            let refused = hooks(rungs).map(|hook| (hook, Err(why.clone())));
+            surveyed.push((*signal, refused.collect()));
+            continue;
+        }
         let rungs = rungs.iter().filter_map(|rung| {
             let result = try_rung(&mut ebpf, &btf, layout, rung);
             if result.is_ok() {
@@ -326,6 +344,22 @@ fn serve(
         hook: None,
         refused,
     }
+}
+
+fn hooks(rungs: &[Rung]) -> impl Iterator<Item = Hook> {
+    rungs.iter().filter_map(Rung::hook)
+}
+
+/// Why what the hooks of `signal` observe could be another one.
+fn indistinct(signal: Signal, is_served: impl Fn(Signal) -> bool) -> Option<String> {
+    let other = signal
+        .told_apart_by()
+        .iter()
+        .find(|&&other| !is_served(other))?;
+    Some(format!(
+        "it could not be told from {}, which no hook serves",
+        other.name()
+    ))
 }
 
 /// Attaches all programs of a rung, or none.

@@ -21,6 +21,9 @@ const HOT_NS: u64 = 10_000_000_000;
 /// How long a reason for full looks lasts, so that one that comes and goes keeps its record.
 const HOLD_NS: u64 = 30_000_000_000;
 
+/// How long a full look holds while usage stays the same.
+const STILL_NS: u64 = 60_000_000_000;
+
 /// How much a cgroup matters; the greater, the more.
 pub type Urgency = u64;
 
@@ -43,6 +46,8 @@ pub struct Cgroup {
     pub hooked: u64,
     stalled_ns: Option<u64>,
     near_ns: Option<u64>,
+    /// When its files were read for the last full look, if usage has been the same ever since.
+    still_since_ns: Option<u64>,
 }
 
 impl Cgroup {
@@ -59,6 +64,7 @@ impl Cgroup {
             hooked: 0,
             stalled_ns: None,
             near_ns: None,
+            still_since_ns: None,
         }
     }
 
@@ -74,7 +80,11 @@ impl Cgroup {
 
     /// Reads usage and records it.
     pub fn look(&mut self, roots: &Roots, path: &[u8], now_ns: u64) -> io::Result<()> {
-        self.usage_bytes = self.read_usage(roots, path)?;
+        let usage_bytes = self.read_usage(roots, path)?;
+        if usage_bytes != self.usage_bytes {
+            self.still_since_ns = None;
+        }
+        self.usage_bytes = usage_bytes;
         self.record.push_usage(now_ns, self.usage_bytes);
         let limit = self
             .settings
@@ -98,9 +108,23 @@ impl Cgroup {
     ) -> io::Result<CgroupSample> {
         let sample = self.read_fully(roots, path, now_ns, buf)?;
         self.usage_bytes = sample.usage_bytes;
+        self.still_since_ns = Some(now_ns);
         self.compare(&sample);
         self.record.push_look(&sample);
         Ok(sample)
+    }
+
+    /// The last full look again, without reading a file, if usage has been the same at each look
+    /// since: where nothing comes and nothing goes, what it consists of stays as well.
+    pub fn look_again(&mut self, now_ns: u64) -> Option<CgroupSample> {
+        let is_still = |since_ns: u64| now_ns < since_ns.saturating_add(STILL_NS);
+        self.still_since_ns.filter(|&since_ns| is_still(since_ns))?;
+        let sample = CgroupSample {
+            boot_ns: now_ns,
+            ..self.record.last_look()?
+        };
+        self.record.push_look(&sample);
+        Some(sample)
     }
 
     /// Reads everything, through files held open or opened for this once.

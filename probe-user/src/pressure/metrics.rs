@@ -79,6 +79,7 @@ metrics! {
     NODE_OOM_KILLS Counter "node.memory.oom_kills" "{process}" "Processes killed by the OOM killer.";
     NODE_PRESSURE Counter "node.pressure" "s" "Time some or all tasks waited for a resource.";
     NODE_STALLS Counter "node.memory.stalls" "{stall}" "Times a task waited for memory.";
+    NODE_KSWAPD_TIME Counter "node.memory.kswapd_time" "s" "Time kswapd was awake, all nodes added up.";
     NODE_STALL_TIME Counter "node.memory.stall_time" "s" "Time tasks waited for memory, added up.";
 }
 
@@ -112,6 +113,7 @@ pub struct Series {
 pub struct Totals {
     cgroups: BTreeMap<Rc<[u8]>, Counted>,
     node: BTreeMap<StallKind, Stalls>,
+    kswapd_ns: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -154,6 +156,11 @@ impl Totals {
         }
     }
 
+    /// kswapd was awake for so long since oomprobe started.
+    pub fn kswapd(&mut self, total_ns: u64) {
+        self.kswapd_ns = Some(total_ns);
+    }
+
     /// The cgroup at `path` is gone.
     pub fn remove(&mut self, path: &[u8]) {
         self.cgroups.remove(path);
@@ -181,6 +188,7 @@ pub fn snapshot<'a>(
     if let Some(node) = node {
         let mut points = of_node(node);
         add_stalls(&mut points, [&NODE_STALLS, &NODE_STALL_TIME], &totals.node);
+        points.add_us(&NODE_KSWAPD_TIME, &[], totals.kswapd_ns.map(|ns| ns / 1000));
         all.push(Series {
             cgroup: None,
             labels: Rc::default(),
@@ -292,6 +300,7 @@ const fn stall_name(kind: StallKind) -> &'static str {
         StallKind::MemcgReclaim => "memcg_reclaim",
         StallKind::HighThrottle => "high_throttle",
         StallKind::Compaction => "compaction",
+        StallKind::RefaultWait => "refault_wait",
     }
 }
 
@@ -369,6 +378,7 @@ mod tests {
         totals.hits(&path, LimitEvent::Max, 3);
         totals.stalls(Some(&path), StallKind::MemcgReclaim, 2, 1_500_000_000);
         totals.stalls(None, StallKind::DirectReclaim, 1, 1_000_000);
+        totals.kswapd(2_500_000_000);
         let settings = Settings {
             max_bytes: Some(1000),
             ..Settings::default()
@@ -388,6 +398,7 @@ mod tests {
         };
         assert_eq!(node.cgroup, None);
         assert_eq!(value(node, &NODE_STALLS, Some("direct_reclaim")), Some(1.0));
+        assert_eq!(value(node, &NODE_KSWAPD_TIME, None), Some(2.5));
         assert_eq!(value(node, &NODE_AVAILABLE, None), None);
         assert_eq!(pod.labels, labels);
         assert_eq!(value(pod, &WORKING_SET, None), Some(300.0));

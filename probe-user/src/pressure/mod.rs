@@ -1,9 +1,9 @@
 //! Memory pressure: sampled, remembered, judged.
 //!
 //! `sample` is what one look at a cgroup or at the node gives; everything else here works on
-//! series of them. `driver` decides who is looked at when; `watch` finds cgroups, `look` and
-//! `node` read files, `recorder` remembers, `history` tells what led up to a kill. `series`
-//! measures one, `leak` looks for what grows and does not come back.
+//! series of them. `driver` decides who is looked at when; `watch` finds cgroups, `watched` keeps
+//! them; `look` and `node` read files, `recorder` remembers, `history` tells what led up to a kill.
+//! `series` measures one, `leak` looks for what grows and does not come back.
 
 pub mod cgroup;
 pub mod driver;
@@ -17,5 +17,6 @@ pub mod recorder;
 pub mod sample;
 pub mod series;
 pub mod watch;
+pub mod watched;
 
 pub use driver::{AtKill, Look, Pressure, Shortfall, Tick};

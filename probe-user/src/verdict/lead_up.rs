@@ -6,8 +6,8 @@ use crate::event::{Before, Cause, Confidence, OomKill};
 use crate::pressure::series::{self, Point, approx};
 
 /// From half the limit to the limit in less than this is a spike: no probe, scaler or person sees
-/// it coming.
-const SPIKE_MS: f64 = 1_000.0;
+/// it coming. A second, measured by samples that are a second apart and may be late.
+const SPIKE_MS: f64 = 1_500.0;
 
 /// Steady growth shorter than this is a program doing something, not leaking.
 const LEAK_S: f64 = 10.0;
@@ -195,7 +195,7 @@ mod tests {
             Some(500.0)
         );
         assert_eq!(
-            spike_ms(&before(&[(1900.0, 100), (400.0, 380)]), limit),
+            spike_ms(&before(&[(1900.0, 100), (350.0, 380)]), limit),
             None
         );
         assert_eq!(

@@ -565,6 +565,35 @@ fn kind_cases() -> Vec<Case> {
             &[],
         ),
         case(
+            "at memory.high a hook saw many tasks reclaim clean page cache, and none sleep",
+            |s| {
+                s.app.settings.high_bytes = Some(600 * MIB);
+                s.app.last().high_events = Some(900);
+                s.app.stalls = Some(Stalls {
+                    memcg_reclaim_ns: 4_000_000_000,
+                    high_throttle_ns: 9_000_000,
+                    ..Stalls::default()
+                });
+            },
+            &[],
+            &[],
+        ),
+        case(
+            "a hook saw it wait for what it reads back",
+            |s| {
+                s.app.waits(40, 20);
+                s.app.settings.high_bytes = Some(400 * MIB);
+                s.app.last().max_events = Some(0);
+                s.app.last().high_events = Some(900);
+                s.app.stalls = Some(Stalls {
+                    refault_wait_ns: 1_500_000_000,
+                    ..Stalls::default()
+                });
+            },
+            &[FindingId::Thrashing],
+            &["tasks waited 1.5 s in 5.0 s for such pages to be read"],
+        ),
+        case(
             "a hook saw it sleep",
             |s| {
                 s.app.settings.high_bytes = Some(600 * MIB);
@@ -619,6 +648,18 @@ fn node_cases() -> Vec<Case> {
                 "6800 pages a second",
                 "most of them in shop/cart-7d9f8b6c5-x2x8q/app",
             ],
+        ),
+        case(
+            "the same, and hooks timed it",
+            |s| {
+                short(s);
+                s.app.stalls = Some(Stalls {
+                    refault_wait_ns: 2_000_000_000,
+                    ..Stalls::default()
+                });
+            },
+            &[FindingId::Thrashing],
+            &["tasks waited 2.0 s in 5.0 s for such pages to be read"],
         ),
         case(
             "the same, PSI off: a guess",

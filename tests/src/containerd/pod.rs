@@ -175,6 +175,11 @@ impl PodSpec {
         self
     }
 
+    fn container_named(&self, name: &str) -> Result<&ContainerSpec> {
+        let container = self.containers.iter().find(|one| one.name == name);
+        container.with_context(|| format!("no container {name} in the pod's specification"))
+    }
+
     /// Runs the sandbox. Containers start one by one with [`Pod::start`].
     pub fn run(self, containerd: &Containerd) -> Result<Pod> {
         ensure!(!self.containers.is_empty(), "a pod needs a container");
@@ -266,13 +271,22 @@ impl Pod {
     /// Creates and starts a container of the specification, once more if it ran before: the next
     /// attempt in the same sandbox is how the kubelet restarts a container.
     pub fn start(&mut self, name: &str) -> Result<Container> {
-        let spec = self.spec.containers.iter().find(|one| one.name == name);
-        let spec =
-            spec.with_context(|| format!("no container {name} in the pod's specification"))?;
+        let command = self.spec.container_named(name)?.command.clone();
+        self.start_command(name, command)
+    }
+
+    /// The same with another command: a program that does something else each time.
+    pub fn start_as(&mut self, name: &str, command: &[&str]) -> Result<Container> {
+        self.start_command(name, command.iter().map(ToString::to_string).collect())
+    }
+
+    fn start_command(&mut self, name: &str, command: Vec<String>) -> Result<Container> {
+        let spec = self.spec.container_named(name)?;
         let attempt = self.attempts.get(name).copied().unwrap_or(0);
         let log_path = self.logs.prepare(name, attempt)?;
 
-        let config = self.container_config(spec, attempt, log_path.clone())?;
+        let mut config = self.container_config(spec, attempt, log_path.clone())?;
+        config.command = command;
         let sandbox_id = self
             .sandbox_id
             .as_deref()
@@ -295,6 +309,22 @@ impl Pod {
             log: self.logs.directory().join(log_path),
             id,
         })
+    }
+
+    /// Stops the sandbox, as the kubelet does once it has stopped the containers of a pod that is to
+    /// go.
+    pub fn stop(&self) -> Result<()> {
+        let id = self
+            .sandbox_id
+            .as_deref()
+            .context("the pod has no sandbox")?;
+        self.cri.stop_pod_sandbox(id)
+    }
+
+    /// Removes the sandbox while its containers run, which ends them at once.
+    pub fn remove_running(mut self) -> Result<()> {
+        let id = self.sandbox_id.take().context("the pod has no sandbox")?;
+        self.cri.remove_pod_sandbox(&id)
     }
 
     /// Deletes the pod and every trace of it on the node.
@@ -348,7 +378,7 @@ impl Pod {
             image: Some(ImageSpec {
                 image: IMAGE.into(),
             }),
-            command: spec.command.clone(),
+            command: Vec::new(),
             labels,
             annotations: HashMap::from([
                 (

@@ -1,6 +1,7 @@
 //! All scenarios, by what they are about.
 
 mod daemon;
+mod deaths;
 mod findings;
 mod limits;
 mod memory;
@@ -30,4 +31,5 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
     ]
     .into_iter()
     .flatten()
+    .chain(deaths::all())
 }

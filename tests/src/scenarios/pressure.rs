@@ -1,5 +1,6 @@
 //! Limits that are hit, and how a kill came about.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,20 @@ pub(super) const ALL: &[Scenario] = &[
         "stall_time",
         "time in reclaim is the time the kernel says tasks waited",
         stall_time,
+    )
+    .needs(&[Need::Tracer, Need::Guest, Need::CgroupV2])
+    .seconds(40),
+    Scenario::new(
+        "refault_wait",
+        "time in reclaim and until pages are back is all that the kernel calls waiting",
+        refault_wait,
+    )
+    .needs(&[Need::Tracer, Need::Guest, Need::CgroupV2])
+    .seconds(40),
+    Scenario::new(
+        "pressure_ratio",
+        "the share of time that tasks wait is the kernel's own account",
+        pressure_ratio,
     )
     .needs(&[Need::Tracer, Need::Guest, Need::CgroupV2])
     .seconds(40),
@@ -182,15 +197,11 @@ fn stall_time(context: &mut Context) -> Result<()> {
         &["sawtooth", "96", "--mib-per-s", "100000"],
         context.deadline,
     )?;
-    let waited = || {
-        let waited = Counters::read(&cgroup)?.waited_us;
-        waited.context("no memory.pressure")
-    };
     until(context.deadline, "waiting", || {
-        Ok((waited()? >= WAITED_US).then_some(()))
+        Ok((waited_us(&cgroup)? >= WAITED_US).then_some(()))
     })?;
     drop(hog);
-    let waited_us = waited()?;
+    let waited_us = waited_us(&cgroup)?;
     let path = path_of(&cgroup);
     cgroup.remove()?;
     tracer.stop()?;
@@ -215,6 +226,110 @@ fn stall_time(context: &mut Context) -> Result<()> {
         .sum();
     equal(last, "total_ns", sum)?;
     nothing_lost(&all)
+}
+
+/// One task that needs what was just taken from it, memory from swap in the one cgroup and files
+/// from a slow disk in the other: what the hooks make of its waiting, of each kind, adds up to the
+/// kernel's own account.
+fn refault_wait(context: &mut Context) -> Result<()> {
+    const SLOW_DISK: u64 = 2 * MIB;
+    let tracer = context.start_tracer(&[])?;
+    let _swap = Zram::swap(128)?;
+    let source = Zram::new(64)?;
+    let mut accounts = Vec::new();
+    for (name, workload) in [
+        ("swapping", ["touch", "40"].map(OsString::from).to_vec()),
+        ("reading", reader(source.path(), 40, &["--random"])),
+    ] {
+        let cgroup = context.scratch.child(name)?;
+        cgroup.limit(24 * MIB)?;
+        memcg::allow_swap(&cgroup)?;
+        let mut hog = Spec::inside(&cgroup)
+            .on_cpu(0)
+            .start(&workload, context.deadline)?;
+        if name == "reading" {
+            hog.wait_ready(context.deadline)?;
+            memcg::throttle_reads(&cgroup, &source.numbers()?, SLOW_DISK)?;
+        }
+        until(context.deadline, "waiting", || {
+            Ok((waited_us(&cgroup)? >= 4_000_000).then_some(()))
+        })?;
+        drop(hog);
+        accounts.push((name, path_of(&cgroup), waited_us(&cgroup)?));
+        cgroup.remove()?;
+    }
+    tracer.stop()?;
+
+    let all = tracer.events();
+    let mut refaults_ns = 0;
+    for (name, path, waited_us) in accounts {
+        let mut totals_ns = BTreeMap::new();
+        for event in events_about(&all, "reclaim_stall", &path) {
+            let stall = event["stall"].as_str().unwrap_or_default().to_owned();
+            totals_ns.insert(stall, number(&event, "total_ns")?);
+        }
+        refaults_ns += totals_ns.get("refault_wait").copied().unwrap_or(0);
+        near(
+            &format!("{name}: time waited of all kinds, ms ({totals_ns:?})"),
+            Duration::from_nanos(totals_ns.values().sum()).as_secs_f64() * 1e3,
+            Duration::from_micros(waited_us).as_secs_f64() * 1e3,
+            10.0,
+        )?;
+    }
+    // Of which of the two the kernel says so depends on what it takes for a page in active use.
+    ensure!(refaults_ns > 0, "nobody waited for a page to come back");
+    nothing_lost(&all)
+}
+
+/// What the kernel says while the tracer looks, against what the tracer says about the same time.
+fn pressure_ratio(context: &mut Context) -> Result<()> {
+    const ROOM: f64 = 0.1;
+    let tracer = context.start_tracer(&[])?;
+    let _swap = Zram::swap(256)?;
+    let pod = Pod::create(&context.scratch, 0x36)?;
+    let cgroup = pod.container(0x36)?.cgroup;
+    cgroup.limit(24 * MIB)?;
+    memcg::allow_swap(&cgroup)?;
+    let _hog = Spec::inside(&cgroup).on_cpu(0).start(
+        &["sawtooth", "96", "--mib-per-s", "100000"],
+        context.deadline,
+    )?;
+    let path = path_of(&cgroup);
+    let mut account = Vec::new();
+    let event = until(context.deadline, "a pressure event", || {
+        account.push((uptime_s()?, waited_us(&cgroup)?));
+        Ok(events_about(&tracer.events(), "pressure", &path).pop())
+    })?;
+    tracer.stop()?;
+    let end_s = Duration::from_nanos(number(&event, "time_boot_ns")?).as_secs_f64();
+    let start_s = end_s - Duration::from_millis(number(&event, "window_ms")?).as_secs_f64();
+    let at = |s: f64| account.iter().rfind(|(at, _)| *at <= s);
+    let (first, last) = at(start_s)
+        .zip(at(end_s))
+        .with_context(|| format!("no account of {start_s} to {end_s} s: {account:?}"))?;
+    let waited = Duration::from_micros(last.1 - first.1).as_secs_f64();
+    let expected = waited / (last.0 - first.0);
+    let found = float(&event, "some_ratio")?;
+    ensure!(
+        (found - expected).abs() <= ROOM,
+        "some_ratio is {found}, the kernel's account gives {expected}: {event}"
+    );
+    Ok(())
+}
+
+/// Time in which some task of `cgroup` waited for memory, by the kernel's account.
+fn waited_us(cgroup: &Cgroup) -> Result<u64> {
+    let waited = Counters::read(cgroup)?.waited_us;
+    waited.context("no memory.pressure")
+}
+
+/// The clock of events, to a hundredth of a second.
+fn uptime_s() -> Result<f64> {
+    let uptime = std::fs::read_to_string("/proc/uptime").context("/proc/uptime")?;
+    let first = uptime.split(' ').next().unwrap_or_default();
+    first
+        .parse()
+        .with_context(|| format!("/proc/uptime: {uptime:?}"))
 }
 
 /// The `oom_kill` event on `pid`.

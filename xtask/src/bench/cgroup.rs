@@ -54,6 +54,17 @@ impl Scratch {
         Ok(dir)
     }
 
+    /// A cgroup without a limit, as deep below this one as `path` has it.
+    pub(super) fn below(&self, path: &str) -> Result<PathBuf> {
+        let mut dir = self.dir.clone();
+        for name in path.split('/') {
+            self.control_memory_below(&dir)?;
+            dir.push(name);
+            make(&dir)?;
+        }
+        Ok(dir)
+    }
+
     /// How often a cgroup hit its limit, as the kernel counts it. On v1 each try to charge counts,
     /// of which there may be two before a reclaim.
     pub(super) fn hits(&self, dir: &Path) -> Result<u64> {

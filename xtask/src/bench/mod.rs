@@ -4,19 +4,23 @@
 //! written to docs/benchmarks.md.
 
 mod cgroup;
+mod death;
 mod document;
 mod machine;
 mod oom;
 mod pressure;
 mod process;
 mod programs;
+mod slowdown;
 mod stats;
 mod table;
 mod tool;
+mod worker;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
+pub(crate) use death::forks::{ForksArgs, work as fork_and_exit};
 pub(crate) use pressure::load::{LoadArgs, work};
 
 /// What to measure.
@@ -33,6 +37,8 @@ enum What {
     /// Memory pressure: slowdown of a workload at its limit, BPF run time, CPU with 500 cgroups,
     /// beside bpftrace
     Pressure(pressure::PressureArgs),
+    /// Process deaths: slowdown of a loop of fork and exit, BPF run time, beside bpftrace
+    Death(death::DeathArgs),
 }
 
 /// Runs the benchmark that was asked for.
@@ -40,5 +46,6 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     match &args.what {
         What::Oom(args) => oom::run(args),
         What::Pressure(args) => pressure::run(args),
+        What::Death(args) => death::run(args),
     }
 }

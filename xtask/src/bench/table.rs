@@ -7,6 +7,8 @@ use std::{
 
 use super::{
     programs::Ran,
+    slowdown::Slowdown,
+    stats::Samples,
     tool::{Kind, ms},
 };
 
@@ -140,6 +142,36 @@ fn shown(figure: Option<Figure>) -> String {
         }
         _ => number(figure.map(|figure| figure.value)),
     }
+}
+
+type Clock = fn(&Slowdown) -> &Samples;
+
+/// Slowdowns by wall clock and by CPU time, beside what noise alone makes.
+pub(super) fn slowdowns(
+    text: &mut String,
+    noise: &Slowdown,
+    tools: &BTreeMap<Kind, &Slowdown>,
+) -> Result {
+    writeln!(
+        text,
+        "\n| slowdown, % | p25 | median | p75 |\n|---|--:|--:|--:|"
+    )?;
+    let clocks: [(&str, Clock); 2] = [
+        ("wall clock", |slowdown| &slowdown.wall),
+        ("CPU time", |slowdown| &slowdown.cpu),
+    ];
+    for (clock, of) in clocks {
+        spread(text, &format!("nothing again, {clock}"), of(noise))?;
+        for (tool, slowdown) in tools {
+            spread(text, &format!("{tool}, {clock}"), of(slowdown))?;
+        }
+    }
+    Ok(())
+}
+
+fn spread(text: &mut String, what: &str, samples: &Samples) -> Result {
+    let [low, median, high] = [25, 50, 75].map(|percent| number(samples.percentile(percent)));
+    writeln!(text, "| {what} | {low} | {median} | {high} |")
 }
 
 /// What each BPF program of a tool cost, for each of `times` that `what` happened.

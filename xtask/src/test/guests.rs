@@ -13,6 +13,7 @@ use super::programs;
 use super::tally::{Failure, Tally};
 use crate::cache::Cache;
 use crate::cmd::{self, status};
+use crate::debian;
 use crate::vm::kernels::{Kernel, Matrix};
 use crate::vm::qemu::{Machine, Stream};
 use crate::vm::{Job, Vm};
@@ -80,6 +81,7 @@ pub(super) fn run(
     scenarios.retain(|scenario| !scenario.slow || !is_default || !wanted.is_empty());
     let vm = Vm::prepare()?;
     let matrix = Matrix::load()?;
+    let packaged = packaged(cache, &scenarios);
     let mut tally = Tally::default();
     for name in names(&matrix, kernels) {
         let guests = Guests {
@@ -89,6 +91,7 @@ pub(super) fn run(
                 .into_iter()
                 .chain(PROGRAMS.map(|program| directory.join(program)))
                 .collect(),
+            packaged: packaged.clone(),
         };
         for boot in boots(&scenarios) {
             tally.add(guests.run(&boot));
@@ -99,6 +102,34 @@ pub(super) fn run(
 
 /// Programs of the test crate that run in a guest.
 const PROGRAMS: [&str; 2] = ["oomprobe-scenarios", "oomprobe-hog"];
+
+/// Programs that scenarios need, by their path in the guest, and their Debian packages.
+const PACKAGED: [(&str, &str); 2] = [
+    ("/usr/bin/earlyoom", "earlyoom"),
+    ("/lib/systemd/systemd-oomd", "systemd-oomd"),
+];
+
+/// Files for the programs of [`PACKAGED`] that `scenarios` need. What cannot be had is left out, and
+/// the scenario then says that it is missing.
+fn packaged(cache: &Cache, scenarios: &[Scenario]) -> Vec<(PathBuf, String)> {
+    let needed = |program: &str| {
+        let need = format!("Program({program:?})");
+        scenarios
+            .iter()
+            .any(|scenario| scenario.needs.contains(&need))
+    };
+    let mut files = BTreeSet::new();
+    for (program, package) in PACKAGED {
+        if !needed(program) {
+            continue;
+        }
+        match debian::program_with_libraries(cache, package, program) {
+            Ok(found) => files.extend(found),
+            Err(error) => status("Warning", format_args!("without {package}: {error:#}")),
+        }
+    }
+    files.into_iter().collect()
+}
 
 /// What `default` and `all` stand for.
 fn names(matrix: &Matrix, kernels: &[String]) -> Vec<String> {
@@ -171,6 +202,8 @@ struct Guests<'a> {
     kernel: Kernel,
     /// Programs of this machine for `/bin`.
     files: Vec<PathBuf>,
+    /// Programs of Debian's, with their libraries, and where each file belongs.
+    packaged: Vec<(PathBuf, String)>,
 }
 
 impl Guests<'_> {
@@ -237,6 +270,7 @@ impl Guests<'_> {
             let guest = format!("bin/{}", name.to_string_lossy());
             job.files.push((file.clone(), guest));
         }
+        job.files.extend(self.packaged.iter().cloned());
         Ok(job)
     }
 

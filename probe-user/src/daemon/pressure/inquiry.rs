@@ -13,7 +13,10 @@ use crate::{
     event::{Cgroup, Finding, Pressure, text},
     kernel::pressure::MemcgPressure,
     node::Error,
-    pressure::{psi_trigger::Subject, sample::NodeSample},
+    pressure::{
+        psi_trigger::Subject,
+        sample::{CgroupSample, Detail, NodeSample},
+    },
     triage::{
         PARTS,
         collect::{Look, Node},
@@ -33,6 +36,8 @@ const LEAST_RATIO: f64 = 0.01;
 
 /// Subjects remembered: the node, and cgroups with a trigger.
 const MAX_SUBJECTS: usize = 64;
+
+const NS_PER_MS: u64 = 1_000_000;
 
 /// Position of memory in [`NodeSample::psi_some_us`].
 const MEMORY: usize = 1;
@@ -92,6 +97,7 @@ impl Inquiries {
                     .saturating_sub(before.direct_reclaim_ns),
                 memcg_reclaim_ns: now.memcg_reclaim_ns.saturating_sub(before.memcg_reclaim_ns),
                 high_throttle_ns: now.high_throttle_ns.saturating_sub(before.high_throttle_ns),
+                refault_wait_ns: now.refault_wait_ns.saturating_sub(before.refault_wait_ns),
             };
             (*id, since)
         });
@@ -101,15 +107,16 @@ impl Inquiries {
 
 /// Stalls as verdicts take them.
 pub(super) fn stalls_of(memcg: &MemcgPressure) -> Stalls {
-    let [direct, own, high, _] = &memcg.stalls;
+    let [direct, own, high, _, refault] = &memcg.stalls;
     const {
         assert!(stall::DIRECT_RECLAIM == 0 && stall::MEMCG_RECLAIM == 1);
-        assert!(stall::HIGH_THROTTLE == 2);
+        assert!(stall::HIGH_THROTTLE == 2 && stall::REFAULT_WAIT == 4);
     }
     Stalls {
         direct_reclaim_ns: direct.total_ns,
         memcg_reclaim_ns: own.total_ns,
         high_throttle_ns: high.total_ns,
+        refault_wait_ns: refault.total_ns,
     }
 }
 
@@ -141,48 +148,81 @@ pub(super) fn event(
     second: &Look,
     findings: &[Finding],
 ) -> Pressure {
-    let elapsed_ns = second.node.boot_ns.saturating_sub(first.node.boot_ns);
-    let window_ms = elapsed_ns / 1_000_000;
-    let ratio = |before: Option<u64>, after: Option<u64>| {
-        let us = after?.checked_sub(before?)?;
-        #[expect(clippy::cast_precision_loss, reason = "a ratio")]
-        let ratio = us as f64 * 1000.0 / elapsed_ns.max(1) as f64;
-        Some(ratio.min(1.0))
+    let (cgroup, shares, own) = match subject {
+        None => {
+            let shares = Shares::of_node(&first.node, &second.node);
+            (None, Some(shares), findings.to_vec())
+        }
+        Some(path) => {
+            let unit = |look: &Look| {
+                let unit = look.units.iter().find(|unit| unit.path == **path)?;
+                Some((unit.id, unit.sample))
+            };
+            let units = unit(first).zip(unit(second));
+            let cgroup = Cgroup {
+                id: units.map(|((id, _), _)| id),
+                path: Some(text(path)),
+            };
+            let own = findings.iter().filter(|finding| {
+                let about = finding.cgroup.as_ref();
+                about.is_some_and(|about| about.is(&cgroup) || is_inside(about, &cgroup))
+            });
+            let own = own.cloned().collect();
+            let shares = units.map(|((_, first), (_, second))| Shares::of(&first, &second));
+            (Some(cgroup), shares, own)
+        }
     };
-    let memory = "memory".to_owned();
-    let Some(path) = subject else {
-        let of =
-            |total: fn(&NodeSample) -> Option<u64>| ratio(total(&first.node), total(&second.node));
-        return Pressure {
-            cgroup: None,
-            resource: memory,
-            some_ratio: of(|node| node.psi_some_us[MEMORY]),
-            full_ratio: of(|node| node.psi_full_us[MEMORY]),
-            window_ms,
-            findings: findings.to_vec(),
-        };
-    };
-    let detail = |look: &Look| {
-        let unit = look.units.iter().find(|unit| unit.path == **path)?;
-        Some((unit.id, unit.sample.detail?))
-    };
-    let details = detail(first).zip(detail(second));
-    let cgroup = Cgroup {
-        id: details.map(|((id, _), _)| id),
-        path: Some(text(path)),
-    };
-    let own = findings.iter().filter(|finding| {
-        let about = finding.cgroup.as_ref();
-        about.is_some_and(|about| about.is(&cgroup) || is_inside(about, &cgroup))
-    });
+    let shares = shares.unwrap_or_default();
     Pressure {
-        resource: memory,
-        some_ratio: details.and_then(|((_, a), (_, b))| ratio(a.psi_some_us, b.psi_some_us)),
-        full_ratio: details.and_then(|((_, a), (_, b))| ratio(a.psi_full_us, b.psi_full_us)),
-        window_ms,
-        findings: own.cloned().collect(),
-        cgroup: Some(cgroup),
+        cgroup,
+        resource: "memory".to_owned(),
+        some_ratio: shares.some,
+        full_ratio: shares.full,
+        window_ms: shares.window_ms,
+        findings: own,
     }
+}
+
+/// Shares of the time between two looks in which tasks waited for memory.
+#[derive(Debug, Default, PartialEq)]
+struct Shares {
+    some: Option<f64>,
+    full: Option<f64>,
+    window_ms: u64,
+}
+
+impl Shares {
+    fn of_node(first: &NodeSample, second: &NodeSample) -> Self {
+        let elapsed_ns = second.boot_ns.saturating_sub(first.boot_ns);
+        let of =
+            |total: fn(&NodeSample) -> Option<u64>| ratio(total(first), total(second), elapsed_ns);
+        Self {
+            some: of(|node| node.psi_some_us[MEMORY]),
+            full: of(|node| node.psi_full_us[MEMORY]),
+            window_ms: elapsed_ns / NS_PER_MS,
+        }
+    }
+
+    /// A walk through a big tree takes a while, so that each cgroup has a window of its own.
+    fn of(first: &CgroupSample, second: &CgroupSample) -> Self {
+        let elapsed_ns = second.boot_ns.saturating_sub(first.boot_ns);
+        let of = |total: fn(&Detail) -> Option<u64>| {
+            ratio(total(&first.detail?), total(&second.detail?), elapsed_ns)
+        };
+        Self {
+            some: of(|detail| detail.psi_some_us),
+            full: of(|detail| detail.psi_full_us),
+            window_ms: elapsed_ns / NS_PER_MS,
+        }
+    }
+}
+
+/// Share of the time that a counter of microseconds rose by.
+fn ratio(before_us: Option<u64>, after_us: Option<u64>, elapsed_ns: u64) -> Option<f64> {
+    let us = after_us?.checked_sub(before_us?)?;
+    #[expect(clippy::cast_precision_loss, reason = "a ratio")]
+    let ratio = us as f64 * 1000.0 / elapsed_ns.max(1) as f64;
+    Some(ratio.min(1.0))
 }
 
 /// Whether there is something to tell.
@@ -207,6 +247,25 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
+
+    #[test]
+    fn shares_are_of_the_time_between_the_looks_at_the_cgroup_itself() {
+        let look = |boot_ns, psi_some_us| CgroupSample {
+            boot_ns,
+            usage_bytes: 0,
+            detail: Some(Detail {
+                psi_some_us: Some(psi_some_us),
+                ..Detail::default()
+            }),
+        };
+        let shares = Shares::of(&look(7_000_000_000, 100), &look(11_000_000_000, 2_000_100));
+        let expected = Shares {
+            some: Some(0.5),
+            full: None,
+            window_ms: 4_000,
+        };
+        assert_eq!(shares, expected);
+    }
 
     #[test]
     fn one_inquiry_serves_all_who_wait_and_none_is_asked_about_again_at_once() {

@@ -22,6 +22,7 @@ pub(super) enum Counter {
 pub(super) struct Value {
     pub(super) count: u64,
     pub(super) total_ns: u64,
+    pub(super) pages: u64,
 }
 
 /// What was told last.
@@ -44,6 +45,7 @@ impl Ledger {
         let new = Value {
             count: value.count.saturating_sub(known.count),
             total_ns: value.total_ns.saturating_sub(known.total_ns),
+            pages: value.pages.saturating_sub(known.pages),
         };
         let is_news = match counter {
             Counter::Hits(_) => new.count > 0,
@@ -71,7 +73,7 @@ impl Ledger {
 }
 
 /// Orders last.
-const LAST_KIND: StallKind = StallKind::Compaction;
+const LAST_KIND: StallKind = StallKind::RefaultWait;
 
 #[cfg(test)]
 mod tests {
@@ -83,7 +85,10 @@ mod tests {
     const LAST: Counter = Counter::Stalls(LAST_KIND);
 
     fn hits(count: u64) -> Value {
-        Value { count, total_ns: 0 }
+        Value {
+            count,
+            ..Value::default()
+        }
     }
 
     #[test]
@@ -102,7 +107,11 @@ mod tests {
     #[test]
     fn short_stalls_add_up_to_news() {
         let mut ledger = Ledger::default();
-        let stalls = |count, total_ns| Value { count, total_ns };
+        let stalls = |count, total_ns| Value {
+            count,
+            total_ns,
+            pages: 3 * count,
+        };
         let (little, enough) = (stalls(9, LEAST_STALL_NS - 1), stalls(10, LEAST_STALL_NS));
         assert_eq!(ledger.due(1, RECLAIM, little, 5, false), None);
         assert_eq!(ledger.due(1, RECLAIM, enough, 5, false), Some(enough));
@@ -118,6 +127,7 @@ mod tests {
         let much = Value {
             count: 1,
             total_ns: LEAST_STALL_NS,
+            pages: 0,
         };
         for counter in [MAX, HIGH, RECLAIM, LAST] {
             ledger.due(1, counter, much, 5, false);

@@ -2,10 +2,11 @@
 
 mod inquiry;
 mod ledger;
+mod tell;
 
 use std::{collections::BTreeMap, path::Path, rc::Rc, time::Duration};
 
-use probe_common::wire::{LimitHit, LimitLevel, LimitTotals, StallTotals, level, section, stall};
+use probe_common::wire::{LimitHit, LimitLevel, level, section};
 use tokio::{
     task::{JoinError, JoinSet},
     time::{Instant, sleep_until},
@@ -13,28 +14,23 @@ use tokio::{
 
 use self::{
     inquiry::{Inquiries, Looks},
-    ledger::{Counter, Ledger, Value},
+    ledger::Ledger,
+    tell::Counted,
 };
 use super::Daemon;
 use crate::{
-    event::{
-        Before, Body, Cgroup, LeakSuspect, LimitEvent, MemcgLimit, Process, ReclaimStall,
-        StallKind, label, text,
-    },
-    identity::{hierarchy::Hierarchies, names::Resolver},
+    event::{Before, Body, text},
+    identity::hierarchy::Hierarchies,
     incident::{
         assemble::Incident,
         evidence::LimitOwner,
         limit::NO_LIMIT_PAGES,
         who::{Identities, Who},
     },
-    kernel::{
-        ladder::Signal,
-        pressure::{MemcgPressure, count},
-    },
+    kernel::pressure::MemcgPressure,
     node::{clock, slabinfo},
     pressure::{
-        AtKill, Look, Pressure,
+        AtKill, Look, Pressure, Shortfall,
         leak::{Detector, Leak, Options as LeakOptions, Subject as Leaking},
         psi_trigger::Subject,
     },
@@ -46,25 +42,9 @@ use crate::{
 /// Between two looks at the slab caches: reading them takes a lock that allocations take too.
 const SLAB_NS: u64 = 10_000_000_000;
 
-/// Kinds of stall as the programs and as events name them, and how each signal is called.
-const KINDS: [(u32, StallKind, Signal); 4] = [
-    (
-        stall::DIRECT_RECLAIM,
-        StallKind::DirectReclaim,
-        Signal::DirectReclaim,
-    ),
-    (
-        stall::MEMCG_RECLAIM,
-        StallKind::MemcgReclaim,
-        Signal::MemcgReclaim,
-    ),
-    (
-        stall::HIGH_THROTTLE,
-        StallKind::HighThrottle,
-        Signal::HighThrottle,
-    ),
-    (stall::COMPACTION, StallKind::Compaction, Signal::Compaction),
-];
+/// Between two searches for cgroups that are gone without notice, as when the ring was full: what
+/// is counted of them would take the room of others for ever.
+const SWEEP_NS: u64 = 60_000_000_000;
 
 /// Everything the daemon keeps about memory pressure.
 pub(super) struct Lookout {
@@ -77,18 +57,9 @@ pub(super) struct Lookout {
     /// Events whose names are looked up.
     naming: JoinSet<Vec<About>>,
     next_slab_ns: u64,
-    /// Cgroups that were not watched or not read, as last told.
-    shortfall: u64,
-}
-
-/// Limit hits of one cgroup.
-struct Counted<'a> {
-    totals: &'a LimitTotals,
-    /// At the hit; `None` takes the last sample.
-    usage_bytes: Option<u64>,
-    /// `memory.max` and `memory.high` at the hit; `None` takes those last read.
-    limit_bytes: [Option<u64>; 2],
-    reclaim_ns: Option<u64>,
+    next_sweep_ns: u64,
+    /// What could not be sampled, as last told.
+    shortfall: Shortfall,
 }
 
 /// An event about somebody.
@@ -121,7 +92,8 @@ impl Lookout {
             looking: JoinSet::new(),
             naming: JoinSet::new(),
             next_slab_ns: 0,
-            shortfall: 0,
+            next_sweep_ns: clock::boot_ns() + SWEEP_NS,
+            shortfall: Shortfall::default(),
         })
     }
 }
@@ -242,199 +214,6 @@ impl Daemon {
         }
     }
 
-    /// Tells what hooks counted, as far as it is due; all of it the `last` time.
-    pub(super) fn tell_counted(&mut self, now_ns: u64, last: bool) {
-        let Ok(memcgs) = self.probe.pressure().memcgs() else {
-            self.outbox.lost("pressure_map_unreadable", 1);
-            return;
-        };
-        for memcg in &memcgs {
-            self.tell_memcg(memcg, now_ns, last);
-        }
-        if let Ok(node) = self.probe.pressure().node() {
-            for (index, kind, signal) in KINDS {
-                // Of the node only what is nobody's own limit.
-                if matches!(kind, StallKind::DirectReclaim | StallKind::Compaction)
-                    && let Some(totals) = node.get(index as usize)
-                {
-                    self.tell_stalls(0, None, kind, signal, totals, now_ns, last);
-                }
-            }
-        }
-    }
-
-    fn tell_memcg(&mut self, memcg: &MemcgPressure, now_ns: u64, last: bool) {
-        let hierarchy = self.context.memory_hierarchy;
-        let located = self
-            .tree
-            .as_mut()
-            .and_then(|tree| tree.path(hierarchy, memcg.memcg_id));
-        let path = located.map(|located| located.path);
-        let path = path.as_deref();
-        if let Some(totals) = &memcg.limit {
-            let reclaim = memcg.stalls.get(stall::MEMCG_RECLAIM as usize);
-            let counted = Counted {
-                totals,
-                usage_bytes: None,
-                limit_bytes: [None; 2],
-                reclaim_ns: reclaim.map(|reclaim| reclaim.total_ns),
-            };
-            self.tell_hits(memcg.memcg_id, path, &counted, now_ns, last);
-        }
-        for (index, kind, signal) in KINDS {
-            if let Some(totals) = memcg.stalls.get(index as usize) {
-                self.tell_stalls(memcg.memcg_id, path, kind, signal, totals, now_ns, last);
-            }
-        }
-    }
-
-    fn tell_hits(
-        &mut self,
-        id: u64,
-        path: Option<&[u8]>,
-        counted: &Counted<'_>,
-        now_ns: u64,
-        last: bool,
-    ) {
-        let Some(lookout) = &mut self.lookout else {
-            return;
-        };
-        let totals = counted.totals;
-        let source = self.context.hook_name(Signal::LimitHit).unwrap_or_default();
-        for (event, kernel_count, before) in [
-            (LimitEvent::Max, totals.max, totals.max_before),
-            (LimitEvent::High, totals.high, totals.high_before),
-        ] {
-            // Known, but not seen to be hit.
-            if totals.first_boot_ns == 0 {
-                continue;
-            }
-            let count = kernel_count.saturating_sub(before);
-            if let Some(path) = path {
-                lookout.sampling.totals().hits(path, event, count);
-                if event == LimitEvent::Max {
-                    lookout.sampling.counted(path, count);
-                }
-            }
-            let value = Value { count, total_ns: 0 };
-            let Some(new) = lookout
-                .ledger
-                .due(id, Counter::Hits(event), value, now_ns, last)
-            else {
-                continue;
-            };
-            let now = path.and_then(|path| lookout.sampling.usage(path));
-            let body = MemcgLimit {
-                cgroup: cgroup(id, path),
-                event,
-                count,
-                new: new.count,
-                kernel_count: Some(kernel_count),
-                reclaim_ns: counted.reclaim_ns,
-                usage_bytes: counted.usage_bytes.or(now.map(|(usage, _)| usage)),
-                limit_bytes: match event {
-                    LimitEvent::Max => counted.limit_bytes[0]
-                        .or_else(|| now.and_then(|(_, settings)| settings.own_max_bytes)),
-                    LimitEvent::High => counted.limit_bytes[1]
-                        .or_else(|| now.and_then(|(_, settings)| settings.high_bytes)),
-                },
-                last_trigger: (totals.last_tid != 0).then(|| last_trigger(totals)),
-                source: source.clone(),
-            };
-            lookout.name(
-                path,
-                Body::MemcgLimit(body),
-                now_ns,
-                &self.resolver,
-                self.node_name.clone(),
-            );
-        }
-    }
-
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one of many numbers of one cgroup"
-    )]
-    fn tell_stalls(
-        &mut self,
-        id: u64,
-        path: Option<&[u8]>,
-        kind: StallKind,
-        signal: Signal,
-        totals: &StallTotals,
-        now_ns: u64,
-        last: bool,
-    ) {
-        let Some(lookout) = &mut self.lookout else {
-            return;
-        };
-        let value = Value {
-            count: count(totals),
-            total_ns: totals.total_ns,
-        };
-        if value.count == 0 {
-            return;
-        }
-        if id == 0 || path.is_some() {
-            lookout
-                .sampling
-                .totals()
-                .stalls(path, kind, value.count, value.total_ns);
-        }
-        let Some(new) = lookout
-            .ledger
-            .due(id, Counter::Stalls(kind), value, now_ns, last)
-        else {
-            return;
-        };
-        let reclaims = matches!(kind, StallKind::DirectReclaim | StallKind::MemcgReclaim);
-        let body = ReclaimStall {
-            cgroup: (id != 0).then(|| cgroup(id, path)),
-            stall: kind,
-            new: new.count,
-            new_ns: new.total_ns,
-            count: value.count,
-            total_ns: value.total_ns,
-            longest_ns: totals.longest_ns,
-            histogram_us_log2: totals.histogram.to_vec(),
-            reclaimed_pages: reclaims.then_some(totals.reclaimed_pages),
-            source: self.context.hook_name(signal).unwrap_or_default(),
-        };
-        lookout.name(
-            path,
-            Body::ReclaimStall(body),
-            now_ns,
-            &self.resolver,
-            self.node_name.clone(),
-        );
-    }
-
-    fn tell_leak(&mut self, path: Option<&[u8]>, leak: Leak, boot_ns: u64) {
-        let Some(lookout) = &mut self.lookout else {
-            return;
-        };
-        let id = match leak.subject {
-            Leaking::Cgroup(id, _) => id,
-            Leaking::SlabUnreclaimable | Leaking::SlabCache(_) => 0,
-        };
-        let own = path.map(|path| cgroup(id, Some(path)));
-        let path = path.map(<[u8]>::to_vec);
-        let (resolver, node_name) = (Rc::clone(&self.resolver), self.node_name.clone());
-        lookout.naming.spawn_local(async move {
-            let names = Identities::resolve(&resolver, node_name.as_deref(), path.clone()).await;
-            let who = path.map(|path| names.of(&path)).unwrap_or_default();
-            let label = own.as_ref().and_then(|own| {
-                label::subject(who.k8s.as_ref(), who.container.as_ref(), Some(own))
-            });
-            let event: LeakSuspect = leak.event(own, label.as_deref());
-            vec![About {
-                who,
-                body: Body::LeakSuspect(event),
-                boot_ns,
-            }]
-        });
-    }
-
     /// The kernel says that tasks of `subject` wait for memory.
     fn under_pressure(&mut self, subject: Subject) {
         let memcgs = || {
@@ -502,14 +281,49 @@ impl Daemon {
 
     /// A memory cgroup was removed: its last counts, and room for others.
     pub(super) fn memcg_removed(&mut self, id: u64, path: &[u8]) {
-        let now_ns = clock::boot_ns();
+        self.tell_last(id);
+        if let Some(lookout) = &mut self.lookout {
+            lookout.sampling.removed(path);
+        }
+    }
+
+    /// Tells and forgets what is counted of a cgroup that is gone.
+    fn tell_last(&mut self, id: u64) {
         if let Ok(Some(memcg)) = self.probe.pressure().memcg(id) {
-            self.tell_memcg(&memcg, now_ns, true);
+            self.tell_memcg(&memcg, clock::boot_ns(), true);
             self.probe.pressure().forget(id);
         }
         if let Some(lookout) = &mut self.lookout {
             lookout.ledger.forget(id);
-            lookout.sampling.removed(path);
+        }
+    }
+
+    /// Gives up what is counted of cgroups that are gone.
+    fn sweep(&mut self, memcgs: &[MemcgPressure], now_ns: u64) {
+        let (Some(lookout), Some(tree)) = (&mut self.lookout, &mut self.tree) else {
+            return;
+        };
+        if now_ns < lookout.next_sweep_ns {
+            return;
+        }
+        lookout.next_sweep_ns = now_ns + SWEEP_NS;
+        let hierarchy = self.context.memory_hierarchy;
+        let mut gone = Vec::new();
+        for id in memcgs.iter().map(|memcg| memcg.memcg_id) {
+            if tree.is_gone(hierarchy, id)
+                && let Some(located) = tree.path(hierarchy, id)
+            {
+                tree.removed(hierarchy, id, &located.path);
+                let is_reused = tree.id(hierarchy, &located.path).is_ok();
+                gone.push((id, located.path, is_reused));
+            }
+        }
+        for (id, path, is_reused) in gone {
+            if is_reused {
+                self.tell_last(id);
+            } else {
+                self.memcg_removed(id, &path);
+            }
         }
     }
 
@@ -535,6 +349,10 @@ impl Daemon {
         }
         let page_bytes = self.context.page_bytes;
         let at_kill = AtKill {
+            limit_bytes: level
+                .map(|level| level.max_pages)
+                .filter(|&pages| pages < NO_LIMIT_PAGES)
+                .map(|pages| pages.saturating_mul(page_bytes)),
             peak_bytes: level.map(|level| level.watermark_pages.saturating_mul(page_bytes)),
             max_events: level.and_then(local_max),
         };
@@ -552,32 +370,12 @@ impl Daemon {
         let Some(lookout) = &mut self.lookout else {
             return;
         };
-        let shortfall = lookout.sampling.shortfall();
-        let now = shortfall.left_out + shortfall.failed_looks;
-        let more = now.saturating_sub(lookout.shortfall);
-        lookout.shortfall = lookout.shortfall.max(now);
+        let now = lookout.sampling.shortfall();
+        let more = now.more_than(&lookout.shortfall);
+        lookout.shortfall = now;
         if more > 0 {
             self.outbox.lost("cgroup_not_sampled", more);
         }
-    }
-}
-
-impl Lookout {
-    /// Looks up whose the cgroup is, and has the event written then.
-    fn name(
-        &mut self,
-        path: Option<&[u8]>,
-        body: Body,
-        boot_ns: u64,
-        resolver: &Rc<Resolver>,
-        node_name: Option<String>,
-    ) {
-        let (path, resolver) = (path.map(<[u8]>::to_vec), Rc::clone(resolver));
-        self.naming.spawn_local(async move {
-            let names = Identities::resolve(&resolver, node_name.as_deref(), path.clone()).await;
-            let who = path.map(|path| names.of(&path)).unwrap_or_default();
-            vec![About { who, body, boot_ns }]
-        });
     }
 }
 
@@ -607,21 +405,4 @@ fn stalls_by_id(memcgs: &[MemcgPressure]) -> BTreeMap<u64, Stalls> {
         .iter()
         .map(|memcg| (memcg.memcg_id, inquiry::stalls_of(memcg)))
         .collect()
-}
-
-fn cgroup(id: u64, path: Option<&[u8]>) -> Cgroup {
-    Cgroup {
-        id: (id != 0).then_some(id),
-        path: path.map(text),
-    }
-}
-
-fn last_trigger(totals: &LimitTotals) -> Process {
-    let comm = totals.last_comm.split(|byte| *byte == 0).next();
-    Process {
-        pid: Some(totals.last_pid),
-        tid: Some(totals.last_tid),
-        comm: comm.map(text),
-        ..Process::default()
-    }
 }

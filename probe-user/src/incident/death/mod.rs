@@ -29,8 +29,14 @@ const STOP_SIGNALS: [i32; 5] = [
 ];
 
 /// Programs whose children the runtime started: a container's first process, and what is executed
-/// in it.
-const RUNTIME_MONITORS: &[&[u8]] = &[b"containerd-shim", b"conmon", b"crio-conmon"];
+/// in it. One that ends at once still is the child of the runtime's command itself.
+const RUNTIME_MONITORS: &[&[u8]] = &[
+    b"containerd-shim",
+    b"conmon",
+    b"crio-conmon",
+    b"runc",
+    b"crun",
+];
 
 /// A death, as its record tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,7 +142,8 @@ pub struct Findings {
 impl Findings {
     fn via(&self, death: &Death) -> Via {
         match death.via {
-            Via::Kernel if self.incident.is_some() => Via::OomKiller,
+            // A victim that asked for the memory itself is killed as by its own limit.
+            Via::Kernel | Via::ResourceLimit if self.incident.is_some() => Via::OomKiller,
             via => via,
         }
     }

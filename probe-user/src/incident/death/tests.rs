@@ -23,9 +23,17 @@ fn sent(signal: i32, info: u32, si_code: i32, sender: wire::Task) -> Sent {
         signal,
         si_code,
         info,
+        sender_syscall: -1,
         time_boot_ns: 5,
         sender,
         ..Sent::zeroed()
+    }
+}
+
+fn in_syscall(number: i64, sent: Sent) -> Sent {
+    Sent {
+        sender_syscall: number.try_into().unwrap(),
+        ..sent
     }
 }
 
@@ -78,6 +86,68 @@ fn how_a_signal_came_about() {
         ),
     ];
     for (sent, expected) in rows {
+        assert_eq!(via::of_sent(&sent, &target), expected, "{sent:?}");
+    }
+}
+
+#[test]
+fn the_system_call_tells_where_no_siginfo_does() {
+    let target = task(100, 7);
+    let other = task(50, 3);
+    let without = |signal, sender| sent(signal, info::NONE, 0, sender);
+    let rows = [
+        (libc::SYS_kill, without(libc::SIGKILL, other), Via::Kill),
+        (libc::SYS_kill, without(libc::SIGTERM, other), Via::Kill),
+        (libc::SYS_kill, without(libc::SIGXFSZ, target), Via::Kill),
+        (37, without(libc::SIGKILL, other), Via::Kill),
+        (
+            libc::SYS_pidfd_send_signal,
+            without(libc::SIGKILL, other),
+            Via::Kill,
+        ),
+        (libc::SYS_tkill, without(libc::SIGABRT, target), Via::Tkill),
+        (libc::SYS_tgkill, without(libc::SIGKILL, other), Via::Tkill),
+        (
+            libc::SYS_rt_sigqueueinfo,
+            without(libc::SIGKILL, other),
+            Via::Sigqueue,
+        ),
+        (
+            libc::SYS_write,
+            without(libc::SIGKILL, other),
+            Via::CgroupKill,
+        ),
+        (
+            libc::SYS_io_uring_enter,
+            without(libc::SIGKILL, other),
+            Via::CgroupKill,
+        ),
+        (libc::SYS_write, without(libc::SIGPIPE, target), Via::Kernel),
+        (
+            libc::SYS_write,
+            without(libc::SIGXFSZ, target),
+            Via::ResourceLimit,
+        ),
+        // It was killed by another while it was about to send a signal itself.
+        (
+            libc::SYS_kill,
+            without(libc::SIGTERM, exiting(other)),
+            Via::ParentDeath,
+        ),
+        // Where there is one, it is the better witness: a fault on the way out of a system call.
+        (
+            libc::SYS_kill,
+            sent(libc::SIGSEGV, info::GIVEN, 1, target),
+            Via::Fault,
+        ),
+        (
+            libc::SYS_kill,
+            sent(libc::SIGKILL, info::KERNEL, 0, other),
+            Via::Kernel,
+        ),
+    ];
+    for (number, sent, expected) in rows {
+        let sent = in_syscall(number, sent);
         assert_eq!(via::of_sent(&sent, &target), expected, "{sent:?}");
     }
 }

@@ -12,6 +12,9 @@ const PF_EXITING: u32 = 0x4;
 const SI_USER: i32 = 0;
 const SI_QUEUE: i32 = -1;
 const SI_TKILL: i32 = -6;
+/// `kill()` of 32-bit programs, on x86 as on ARM. What 64-bit programs call by this number (`alarm()`,
+/// `linkat()`) sends no signal at once.
+const SYS_KILL_32: i64 = 37;
 /// `si_code` of SIGSYS from a filter.
 const SYS_SECCOMP: i32 = 1;
 
@@ -47,6 +50,12 @@ pub(super) fn of_sent(sent: &Sent, target: &Task) -> Via {
     let sender = &sent.sender;
     let is_own = sender.pid == target.pid;
     let is_exiting = sender.flags & PF_EXITING != 0;
+    if sent.info == info::NONE
+        && !is_exiting
+        && let Some(via) = by_syscall(sent.sender_syscall)
+    {
+        return via;
+    }
     match (sent.info, sent.signal) {
         // `check_process_timers()` and `inode_newsize_ok()`: it exceeded a limit of its own.
         (info::KERNEL, libc::SIGKILL | libc::SIGXCPU) | (info::NONE, libc::SIGXFSZ) if is_own => {
@@ -60,6 +69,7 @@ pub(super) fn of_sent(sent: &Sent, target: &Task) -> Via {
         }
         // `reparent_leader()` and `forget_original_parent()`.
         (info::NONE, _) if is_exiting => Via::ParentDeath,
+        // `__cgroup_kill()`: whatever the system call, it writes to the file.
         (info::NONE, libc::SIGKILL) => Via::CgroupKill,
         (info::KERNEL | info::NONE, _) => Via::Kernel,
         (_, libc::SIGSYS) if sent.si_code == SYS_SECCOMP => Via::Seccomp,
@@ -71,5 +81,15 @@ pub(super) fn of_sent(sent: &Sent, target: &Task) -> Via {
             1.. if FAULTS.contains(&signal) => Via::Fault,
             _ => Via::Kernel,
         },
+    }
+}
+
+/// How a signal without a `kernel_siginfo` came about, if the system call is there to send signals.
+fn by_syscall(number: i32) -> Option<Via> {
+    match i64::from(number) {
+        libc::SYS_kill | libc::SYS_pidfd_send_signal | SYS_KILL_32 => Some(Via::Kill),
+        libc::SYS_tkill | libc::SYS_tgkill => Some(Via::Tkill),
+        libc::SYS_rt_sigqueueinfo | libc::SYS_rt_tgsigqueueinfo => Some(Via::Sigqueue),
+        _ => None,
     }
 }

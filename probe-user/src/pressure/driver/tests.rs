@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::*;
-use crate::identity::hierarchy::{Mode, Mount};
+use crate::{
+    event::{LimitEvent, StallKind},
+    identity::hierarchy::{Mode, Mount},
+};
 
 const SECOND: u64 = SECOND_NS;
 
@@ -134,6 +137,36 @@ fn a_limit_hit_is_followed_ten_times_a_second_for_ten_seconds() {
 }
 
 #[test]
+fn what_does_not_change_is_not_read_again_for_a_minute() {
+    in_runtime(|| {
+        let fake = Fake::new();
+        fake.put("/pod", 100, Some(1000), 0);
+        let mut pressure = fake.open();
+        let start = clock::boot_ns();
+        let mut anon_at = |second: u64| {
+            let tick = pressure.tick(start + second * SECOND);
+            let [look] = &tick.looks[..] else {
+                panic!("{tick:?}")
+            };
+            assert_eq!(look.sample.boot_ns, start + second * SECOND);
+            let limit = look.settings.own_max_bytes;
+            (look.sample.detail.map(|detail| detail.anon_bytes), limit)
+        };
+        let (first, changed) = ((Some(100), Some(1000)), (Some(7), Some(2000)));
+        assert_eq!(anon_at(0), first);
+        fake.put("/pod", 100, Some(2000), 0);
+        fs::write(fake.dir.path().join("pod/memory.stat"), "anon 7\n").unwrap();
+        assert_eq!(anon_at(1), first);
+        assert_eq!(anon_at(59), first);
+        assert_eq!(anon_at(60), changed, "after a minute");
+        fs::write(fake.dir.path().join("pod/memory.stat"), "anon 8\n").unwrap();
+        assert_eq!(anon_at(61), changed);
+        fs::write(fake.dir.path().join("pod/memory.current"), "101\n").unwrap();
+        assert_eq!(anon_at(62).0, Some(8), "its usage changed");
+    });
+}
+
+#[test]
 fn counters_that_move_are_a_limit_hit_too() {
     in_runtime(|| {
         let fake = Fake::new();
@@ -142,7 +175,7 @@ fn counters_that_move_are_a_limit_hit_too() {
         let start = clock::boot_ns();
         pressure.tick(start);
         assert!(full(&pressure).is_empty());
-        fake.put("/pod", 100, Some(1000), 6);
+        fake.put("/pod", 101, Some(1000), 6);
         pressure.tick(start + SECOND);
         pressure.tick(start + 2 * SECOND);
         assert_eq!(full(&pressure), ["/pod"]);
@@ -365,4 +398,44 @@ fn cost_of_a_second() {
             measure("64 at their limit", 64, &mut pressure);
         }
     });
+}
+
+#[test]
+fn what_hooks_counted_of_a_removed_cgroup_is_given_up_even_if_nobody_watched_it() {
+    in_runtime(|| {
+        let fake = Fake::new();
+        let mut pressure = fake.open();
+        for id in 0..=MAX_WATCHED {
+            let path = format!("/run/{id}");
+            pressure.totals().hits(path.as_bytes(), LimitEvent::Max, 1);
+            pressure.removed(path.as_bytes());
+        }
+        fake.put("/a.service", 1, Some(1 << 30), 0);
+        pressure.created(b"/a.service", 1);
+        let stalls = (StallKind::DirectReclaim, 7, 7_000);
+        let (kind, count, total_ns) = stalls;
+        pressure
+            .totals()
+            .stalls(Some(b"/a.service"), kind, count, total_ns);
+        let all = pressure.metrics();
+        let own = all.iter().find(|series| series.cgroup.is_some()).unwrap();
+        let stalls = own.points.iter().find(|p| *p.metric == metrics::STALLS);
+        assert_eq!(stalls.map(|point| point.value), Some(7.0));
+    });
+}
+
+#[test]
+fn those_left_out_hide_no_failed_looks() {
+    let before = Shortfall {
+        left_out: 100,
+        failed_looks: 3,
+        ..Shortfall::default()
+    };
+    let now = Shortfall {
+        left_out: 0,
+        failed_looks: 5,
+        ..Shortfall::default()
+    };
+    assert_eq!(now.more_than(&before), 2);
+    assert_eq!(before.more_than(&now), 100);
 }

@@ -79,6 +79,7 @@ fn stalled(stall: &ReclaimStall, who: &str) -> String {
         StallKind::DirectReclaim => "for free pages (direct reclaim)",
         StallKind::MemcgReclaim => "to free memory under a limit",
         StallKind::HighThrottle => "asleep over memory.high",
+        StallKind::RefaultWait => "waiting for pages that were reclaimed too early",
         StallKind::Compaction => "for compaction",
     };
     let mut text = format!(

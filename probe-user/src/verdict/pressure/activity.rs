@@ -158,6 +158,13 @@ impl<'a> Activity<'a> {
         )
     }
 
+    /// 0 where no hook measured it.
+    pub(super) fn refault_wait_ns(&self) -> u64 {
+        self.window
+            .stalls
+            .map_or(0, |stalls| stalls.refault_wait_ns)
+    }
+
     pub(super) fn limit_evidence(&self) -> Option<String> {
         let settings = &self.window.settings;
         let (what, limit, hits) = if self.hits() == 0 && self.count(|d| d.high_events) > 0 {
@@ -277,6 +284,17 @@ impl NodeActivity {
             bytes(self.last.total_bytes)
         ))
     }
+}
+
+/// `None` if nobody was seen to wait.
+pub(super) fn refault_wait_evidence(ns: u64, seconds: f64) -> Option<String> {
+    (ns > 0).then(|| {
+        format!(
+            "tasks waited {} in {} for such pages to be read, taken together",
+            label::seconds(approx(ns) / 1e9),
+            label::seconds(seconds)
+        )
+    })
 }
 
 /// What a counter rose by; one that fell has started anew.

@@ -1,7 +1,7 @@
 //! One cgroup against its own limit.
 
 use super::Draft;
-use super::activity::{Activity, Wait, over};
+use super::activity::{Activity, Wait, over, refault_wait_evidence};
 use super::thresholds::{
     BRIM_RATIO, DIRTY_RATIO, DOMINANT_RATIO, FULL_RATIO, GROWING_RATIO, REFAULT_RATIO,
     REFAULTS_PER_S, SOON_S, SPIKE_RATIO, SPIKE_WITHIN_S, STEADY_BYTES, STEADY_EVENNESS,
@@ -82,8 +82,10 @@ fn spike(activity: &Activity<'_>) -> Option<Draft> {
 /// It will be at its limit soon if it goes on like this.
 fn growing(activity: &Activity<'_>) -> Option<Draft> {
     let limit = activity.window.settings.own_max_bytes?;
-    let kept =
-        |detail: &Detail| detail.anon_bytes + detail.shmem_bytes + Activity::kernel_bytes(detail);
+    let kept = |detail: &Detail| {
+        let own = detail.anon_bytes.saturating_add(detail.shmem_bytes);
+        own.saturating_add(Activity::kernel_bytes(detail))
+    };
     let details = activity
         .window
         .samples
@@ -265,6 +267,7 @@ fn swap_thrash(activity: &Activity<'_>) -> Option<Draft> {
                 "{anon:.0} pages a second came back from swap ({} of it there), {file:.0} from files",
                 bytes(swapped)
             )),
+            refault_wait_evidence(activity.refault_wait_ns(), activity.seconds),
             activity.limit_evidence(),
             Some(activity.makeup_evidence()),
         ]
@@ -294,6 +297,7 @@ fn thrashing(activity: &Activity<'_>) -> Option<Draft> {
         evidence: [
             activity.wait.map(Wait::evidence),
             Some(activity.refault_evidence()),
+            refault_wait_evidence(activity.refault_wait_ns(), activity.seconds),
             activity.limit_evidence(),
             Some(format!(
                 "{:.0} major faults a second",

@@ -56,6 +56,8 @@ pub struct Stalls {
     pub memcg_reclaim_ns: u64,
     /// Asleep over `memory.high`.
     pub high_throttle_ns: u64,
+    /// Until pages that had been reclaimed too early were read back.
+    pub refault_wait_ns: u64,
 }
 
 impl Stalls {
@@ -63,6 +65,7 @@ impl Stalls {
         self.direct_reclaim_ns
             .saturating_add(self.memcg_reclaim_ns)
             .saturating_add(self.high_throttle_ns)
+            .saturating_add(self.refault_wait_ns)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is short for everybody.
 
 use super::Draft;
-use super::activity::{Activity, NodeActivity, Wait, over};
+use super::activity::{Activity, NodeActivity, Wait, over, refault_wait_evidence};
 use super::thresholds::{
     BLIND_DIRECT_PER_S, BLIND_REFAULTS_PER_S, EXHAUSTED_RATIO, REFAULT_RATIO, REFAULTS_PER_S,
     SHORT_RATIO, SLAB_RATIO, SWAP_FULL_RATIO, SWAP_PAGES_PER_S, WAITING_UNNAMED,
@@ -15,8 +15,9 @@ pub(super) fn judge(
     cgroups: &[Activity<'_>],
     has_neighbour: bool,
 ) -> Vec<Finding> {
-    let thrash =
-        || swap_thrash(node).or_else(|| thrashing(node, cgroups).filter(|_| !has_neighbour));
+    let thrash = || {
+        swap_thrash(node, cgroups).or_else(|| thrashing(node, cgroups).filter(|_| !has_neighbour))
+    };
     [overcommit(node), thrash(), slab(node)]
         .into_iter()
         .flatten()
@@ -71,7 +72,7 @@ fn overcommit(node: &NodeActivity) -> Option<Draft> {
     })
 }
 
-fn swap_thrash(node: &NodeActivity) -> Option<Draft> {
+fn swap_thrash(node: &NodeActivity, cgroups: &[Activity<'_>]) -> Option<Draft> {
     let (inward, outward) = (node.per_s(|n| n.pswpin), node.per_s(|n| n.pswpout));
     if !node.waits() || !node.reclaims() || inward.min(outward) < SWAP_PAGES_PER_S {
         return None;
@@ -96,6 +97,7 @@ fn swap_thrash(node: &NodeActivity) -> Option<Draft> {
         evidence: [
             node.wait.map(Wait::evidence),
             Some(format!("{inward:.0} pages a second in, {outward:.0} out")),
+            refault_wait_evidence(refault_wait_ns(cgroups), node.seconds),
             used,
             node.available_evidence(),
             Some(node.reclaim_evidence()),
@@ -104,6 +106,12 @@ fn swap_thrash(node: &NodeActivity) -> Option<Draft> {
         .flatten()
         .collect(),
     })
+}
+
+/// A task's wait counts for its own cgroup alone, so that ancestors add nothing.
+fn refault_wait_ns(cgroups: &[Activity<'_>]) -> u64 {
+    let each = cgroups.iter().map(Activity::refault_wait_ns);
+    each.fold(0, u64::saturating_add)
 }
 
 fn thrashing(node: &NodeActivity, cgroups: &[Activity<'_>]) -> Option<Draft> {
@@ -161,6 +169,7 @@ fn thrashing(node: &NodeActivity, cgroups: &[Activity<'_>]) -> Option<Draft> {
                  took",
                 ratio(share.min(1.0))
             )),
+            refault_wait_evidence(refault_wait_ns(cgroups), node.seconds),
             node.available_evidence(),
             Some(node.reclaim_evidence()),
             most,

@@ -1,12 +1,14 @@
-//! Workloads that press memory, most until the kernel kills them: one program, so that it can be
+//! Workloads that press memory, most until the kernel kills them, or end otherwise: one program, so that it can be
 //! the only file besides the tracer in a container or an initramfs.
 //!
 //! It joins its cgroups before it allocates anything, then speaks one line per fact on stdout:
 //! `started PID` · `child PID` · `ready` (has all it wanted, now waits) · `ended PID signal N` or
-//! `ended PID code N` · `refused ERRNO`. Pids are those of the caller's namespace.
+//! `ended PID code N` · `refused ERRNO` · `fault ADDRESS`. Pids are those of the caller's namespace.
 //! Exit codes: 0 done, 2 usage, 3 the kernel refused memory (`refused`), 4 out of descriptors,
 //! 5 set-up failed, 128 + N when the process inside `--pid-namespace` died of signal N.
 
+mod crashes;
+mod deaths;
 mod kernel_memory;
 mod memory;
 mod pressure;
@@ -28,6 +30,8 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, pause};
 
+use crashes::Crash;
+use deaths::End;
 use kernel_memory::{pipes, sockets, vfork};
 use memory::{grow, lazyfree, shmem, write_file};
 use pressure::Reader;
@@ -114,6 +118,28 @@ enum Workload {
         #[arg(long, default_value_t = 2)]
         parallel: usize,
     },
+    /// Ends, as told
+    End {
+        #[command(subcommand)]
+        end: End,
+    },
+    /// Dies of what it does
+    Crash {
+        /// Where a core dump may be written; without it, none is
+        #[arg(long)]
+        core: Option<PathBuf>,
+        #[command(subcommand)]
+        crash: Crash,
+    },
+    /// Sends a signal and exits
+    Send {
+        pid: i32,
+        signal: i32,
+        #[arg(long, value_enum, default_value = "kill")]
+        how: deaths::How,
+    },
+    /// Many processes that end at once
+    Flood { deaths: usize, workers: usize },
 }
 
 fn main() -> ExitCode {
@@ -140,7 +166,10 @@ fn run(args: Args) -> Result<ExitCode> {
     }
     // Were the parent of a storm inside, it would be all that is left to kill while its children
     // are dying.
-    if !matches!(args.workload, Workload::Storm { .. }) {
+    if !matches!(
+        args.workload,
+        Workload::Storm { .. } | Workload::Flood { .. }
+    ) {
         join(&args.cgroup)?;
     }
     fs::write("/proc/self/oom_score_adj", args.oom_score_adj.to_string())
@@ -223,6 +252,10 @@ fn work(workload: Workload, cgroups: &[PathBuf], child_waits: bool) -> Result<Ex
             mib,
             parallel,
         } => return storm(cgroups, kills, mib, parallel),
+        Workload::End { end } => return end.run(),
+        Workload::Crash { core, crash } => return crash.run(core.as_deref()),
+        Workload::Send { pid, signal, how } => return deaths::send(pid, signal, how),
+        Workload::Flood { deaths, workers } => return deaths::flood(cgroups, deaths, workers),
     }
     Ok(wait_to_be_killed())
 }

@@ -8,16 +8,14 @@ use std::{
 
 use anyhow::Result;
 
-use super::{
-    LIMIT_BYTES, Measured,
-    load::{self, Load},
-};
+use super::{LIMIT_BYTES, Measured, load};
 use crate::{
     bench::{
         cgroup::Scratch,
         process::{self, Memory},
         table::count,
         tool::{Programs, Tool},
+        worker::Worker,
     },
     cmd::status,
 };
@@ -26,7 +24,7 @@ use crate::{
 pub(super) const AT_LIMIT: [usize; 3] = [0, 1, 20];
 
 /// What a tool does about a change is not its steady use.
-const SETTLE: Duration = Duration::from_secs(3);
+pub(super) const SETTLE: Duration = Duration::from_secs(3);
 
 /// What a tool uses.
 #[derive(Debug, Clone, Copy)]
@@ -51,14 +49,14 @@ pub(super) fn measure(
         tool.ready()?;
         tools.push(tool);
     }
-    let mut loads: Vec<Load> = Vec::new();
+    let mut loads: Vec<Worker> = Vec::new();
     for at_limit in AT_LIMIT {
         status(
             "Measuring",
             format_args!("{} cgroups, {at_limit} at their limit", cgroups.len()),
         );
         for cgroup in cgroups.iter().take(at_limit).skip(loads.len()) {
-            let mut load = Load::start(load::Kind::Anon, cgroup, None)?;
+            let mut load = load::start(load::Kind::Anon, cgroup, None)?;
             load.keep_on()?;
             loads.push(load);
         }

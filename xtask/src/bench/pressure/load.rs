@@ -1,22 +1,23 @@
 //! A workload that is always at the limit of its cgroup, and is never killed for it.
 //!
-//! It is this program, started again (`xtask bench-load`), so that what it measures of itself is the
-//! work alone. It waits for no device: the cost of tracing is not hidden behind one.
+//! It waits for no device: the cost of tracing is not hidden behind one.
 
 use std::{
     fs::{self, File},
-    io::{self, BufRead as _, BufReader, Write as _},
+    io,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::Command,
     slice,
-    time::Instant,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 
-use crate::bench::process;
+use crate::bench::{
+    process,
+    worker::{self, Worker},
+};
 
 /// Memory the workload goes through, over and over: four times the limit.
 pub(super) const SPAN_BYTES: usize = 4 * super::LIMIT_BYTES;
@@ -49,32 +50,19 @@ pub(crate) struct LoadArgs {
 
 /// Is the workload.
 pub(crate) fn work(args: &LoadArgs) -> Result<()> {
-    // SAFETY: no pointers are passed. An orphan would go on for ever.
-    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } < 0 {
-        return Err(io::Error::last_os_error()).context("PR_SET_PDEATHSIG");
-    }
-    match args.cpu {
-        Some(cpu) => process::pin(&[cpu])?,
-        // SAFETY: no pointers are passed.
-        None if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) } < 0 => {
-            return Err(io::Error::last_os_error()).context("setpriority");
-        }
-        None => {}
-    }
+    worker::settle(args.cpu)?;
     fs::write(args.cgroup.join("cgroup.procs"), "0")
         .with_context(|| format!("join {}", args.cgroup.display()))?;
     let mut memory = Memory::new(args.kind)?;
-    let mut stdout = io::stdout();
-    for line in io::stdin().lines() {
-        let mib: u64 = line?.parse().context("a number of MiB")?;
-        let (start, cpu_ns) = (Instant::now(), process::cpu_ns(std::process::id())?);
-        for _ in 0..mib.saturating_mul(STEPS_PER_MIB) {
-            memory.step()?;
-        }
-        let cpu_ns = process::cpu_ns(std::process::id())? - cpu_ns;
-        writeln!(stdout, "{} {cpu_ns}", start.elapsed().as_nanos())?;
-    }
-    Ok(())
+    worker::serve(
+        || process::cpu_ns(std::process::id()),
+        |mib| {
+            for _ in 0..mib.saturating_mul(STEPS_PER_MIB) {
+                memory.step()?;
+            }
+            Ok(())
+        },
+    )
 }
 
 enum Memory {
@@ -149,91 +137,25 @@ impl Memory {
     }
 }
 
-/// A running workload, ended when dropped.
-pub(super) struct Load {
-    child: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-}
-
-/// What a round took.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Took {
-    pub(super) wall_ns: f64,
-    pub(super) cpu_ns: f64,
-}
-
-impl Load {
-    pub(super) fn start(kind: Kind, cgroup: &Path, cpu: Option<usize>) -> Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("bench-load");
-        if let Some(cpu) = cpu {
-            command.args(["--cpu", &cpu.to_string()]);
-        }
-        let mut child = command
-            .arg(match kind {
-                Kind::File => "file",
-                Kind::Anon => "anon",
-            })
-            .arg(cgroup)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot start the workload")?;
-        let stdin = child.stdin.take().context("stdin")?;
-        let stdout = child.stdout.take().context("stdout")?;
-        Ok(Self {
-            child,
-            stdin,
-            stdout: BufReader::new(stdout),
+/// Starts the workload.
+pub(super) fn start(kind: Kind, cgroup: &Path, cpu: Option<usize>) -> Result<Worker> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("bench-load");
+    if let Some(cpu) = cpu {
+        command.args(["--cpu", &cpu.to_string()]);
+    }
+    command
+        .arg(match kind {
+            Kind::File => "file",
+            Kind::Anon => "anon",
         })
-    }
-
-    /// Goes through this much memory and waits for the end of it.
-    pub(super) fn round(&mut self, mib: u64) -> Result<Took> {
-        writeln!(self.stdin, "{mib}").context("workload")?;
-        let mut line = String::new();
-        if self.stdout.read_line(&mut line)? == 0 {
-            bail!("the workload ended ({})", self.child.wait()?);
-        }
-        parse(&line).with_context(|| format!("the workload said {line:?}"))
-    }
-
-    /// Works until it is dropped.
-    pub(super) fn keep_on(&mut self) -> Result<()> {
-        writeln!(self.stdin, "{}", u64::MAX).context("workload")
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        // Both fail only if it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn parse(line: &str) -> Option<Took> {
-    let (wall_ns, cpu_ns) = line.trim().split_once(' ')?;
-    Some(Took {
-        wall_ns: wall_ns.parse().ok()?,
-        cpu_ns: cpu_ns.parse().ok()?,
-    })
+        .arg(cgroup);
+    Worker::start(command)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_a_round_took() {
-        let took = Took {
-            wall_ns: 20.0,
-            cpu_ns: 10.0,
-        };
-        assert_eq!(parse("20 10\n"), Some(took));
-        assert_eq!(parse("20\n"), None);
-    }
 
     #[test]
     fn memory_is_gone_through_in_a_circle() {

@@ -1,8 +1,7 @@
 //! `cargo xtask bench pressure`: what it costs to watch memory pressure.
 //!
 //! A workload at its limit does the same work over and over: with nothing, with a tool, with the
-//! other, with nothing again. Each cycle is compared within itself, as the speed of a shared machine
-//! drifts; and its two rounds with nothing tell how much of a difference is noise.
+//! other, with nothing again.
 
 mod crowd;
 pub(super) mod load;
@@ -13,26 +12,21 @@ use std::{collections::BTreeMap, path::Path, time::Instant};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
-use self::{
-    crowd::Use,
-    load::{Load, Took},
-};
+use self::crowd::Use;
 use super::{
     cgroup::Scratch,
     document,
     machine::{self, Installed},
     process,
     programs::{Accounting, Ran, Watch},
-    stats::Samples,
+    slowdown::{self, Nothing, Part, Slowdown},
     tool::{Kind, Programs, Tool},
+    worker::Worker,
 };
 use crate::{cmd::status, debian, user};
 
 /// Limit of each scratch cgroup.
 const LIMIT_BYTES: usize = 16 << 20;
-
-/// Rounds of work in each part of a cycle, after one to warm up.
-const ROUNDS: usize = 5;
 
 /// Work in each round: some 50 to 100 ms.
 const ROUND_MIB: u64 = 64;
@@ -98,38 +92,10 @@ struct Cost {
     work_ns: f64,
 }
 
-/// How much longer the same work takes, % of what it takes with nothing, by cycle.
-#[derive(Debug, Default)]
-struct Slowdown {
-    wall: Samples,
-    cpu: Samples,
-}
-
-impl FromIterator<Took> for Slowdown {
-    /// From what it took compared with nothing, 1 if it is the same.
-    fn from_iter<I: IntoIterator<Item = Took>>(ratios: I) -> Self {
-        let (wall, cpu): (Vec<f64>, Vec<f64>) = ratios
-            .into_iter()
-            .map(|ratio| (percent(ratio.wall_ns), percent(ratio.cpu_ns)))
-            .unzip();
-        Self {
-            wall: wall.into_iter().collect(),
-            cpu: cpu.into_iter().collect(),
-        }
-    }
-}
-
-fn percent(ratio: f64) -> f64 {
-    (ratio - 1.0) * 100.0
-}
-
 /// A workload with no tool.
 #[derive(Debug, Default)]
 struct Baseline {
-    /// The second time with nothing in a cycle, compared with the first.
-    again: Slowdown,
-    wall_ms: Samples,
-    cpu_ms: Samples,
+    nothing: Nothing,
     /// By the kernel's count.
     hits_per_s: f64,
 }
@@ -202,7 +168,7 @@ fn workload(
         load::Kind::Anon => ("anonymous memory", "anon"),
     };
     let cgroup = scratch.child(directory, LIMIT_BYTES as u64)?;
-    let mut load = Load::start(kind, &cgroup, cpu)?;
+    let mut load = load::start(kind, &cgroup, cpu)?;
     // Up to the limit.
     load.round(ROUND_MIB)?;
     let cycles = measured.args.cycles;
@@ -210,45 +176,30 @@ fn workload(
         "Measuring",
         format_args!("slowdown of {name}, {cycles} cycles"),
     );
-    let mut order: Vec<Kind> = measured.tools.keys().copied().collect();
-    let mut baseline = Vec::new();
-    let mut again = Vec::new();
-    let mut ratios: BTreeMap<Kind, Vec<Took>> = BTreeMap::new();
+    let tools: Vec<Kind> = measured.tools.keys().copied().collect();
     let mut hits_per_s = Vec::new();
-    for _ in 0..cycles {
+    let (nothing, mut slowdowns) = slowdown::compare(cycles, tools.clone(), programs, |part| {
         let (start, hits) = (Instant::now(), scratch.hits(&cgroup)?);
-        let first = part(&mut load)?;
-        let hits = super::table::count(scratch.hits(&cgroup)? - hits);
-        hits_per_s.push(hits / start.elapsed().as_secs_f64());
-        let mut traced = Vec::new();
-        for kind in &order {
-            let mut tool = Tool::start(programs, *kind)?;
-            tool.ready()?;
-            traced.push((*kind, part(&mut load)?));
+        let took = slowdown::part(&mut load, ROUND_MIB)?;
+        if part == Part::First {
+            let hits = super::table::count(scratch.hits(&cgroup)? - hits);
+            hits_per_s.push(hits / start.elapsed().as_secs_f64());
         }
-        let last = part(&mut load)?;
-        again.push(ratio(last, first));
-        let nothing = mean(first, last);
-        baseline.push(nothing);
-        for (kind, took) in traced {
-            ratios.entry(kind).or_default().push(ratio(took, nothing));
-        }
-        order.reverse();
-    }
-    let work_ns = median(baseline.iter().map(|took| took.cpu_ns))? * f64::from(ACCOUNTED_ROUNDS);
+        Ok(took)
+    })?;
+    let cpu_ms = nothing.cpu_ms.median().context("no samples")?;
+    let work_ns = cpu_ms * 1e6 * f64::from(ACCOUNTED_ROUNDS);
     measured.loads.insert(
         kind,
         Baseline {
-            again: again.into_iter().collect(),
-            wall_ms: baseline.iter().map(|took| took.wall_ns / 1e6).collect(),
-            cpu_ms: baseline.iter().map(|took| took.cpu_ns / 1e6).collect(),
-            hits_per_s: median(hits_per_s)?,
+            nothing,
+            hits_per_s: slowdown::median(hits_per_s)?,
         },
     );
-    let mut ran = run_times(&order, programs, scratch, &cgroup, &mut load)?;
+    let mut ran = run_times(&tools, programs, scratch, &cgroup, &mut load)?;
     for (tool, figures) in &mut measured.tools {
         let cost = Cost {
-            slowdown: ratios.remove(tool).into_iter().flatten().collect(),
+            slowdown: slowdowns.remove(tool).unwrap_or_default(),
             work_ns,
             ..ran.remove(tool).unwrap_or_default()
         };
@@ -260,44 +211,13 @@ fn workload(
     Ok(())
 }
 
-/// A part of a cycle: its rounds' medians.
-fn part(load: &mut Load) -> Result<Took> {
-    load.round(ROUND_MIB)?;
-    let rounds: Vec<Took> = (0..ROUNDS)
-        .map(|_| load.round(ROUND_MIB))
-        .collect::<Result<_>>()?;
-    Ok(Took {
-        wall_ns: median(rounds.iter().map(|took| took.wall_ns))?,
-        cpu_ns: median(rounds.iter().map(|took| took.cpu_ns))?,
-    })
-}
-
-fn median(values: impl IntoIterator<Item = f64>) -> Result<f64> {
-    let samples: Samples = values.into_iter().collect();
-    samples.median().context("no samples")
-}
-
-fn ratio(took: Took, nothing: Took) -> Took {
-    Took {
-        wall_ns: took.wall_ns / nothing.wall_ns,
-        cpu_ns: took.cpu_ns / nothing.cpu_ns,
-    }
-}
-
-fn mean(first: Took, last: Took) -> Took {
-    Took {
-        wall_ns: f64::midpoint(first.wall_ns, last.wall_ns),
-        cpu_ns: f64::midpoint(first.cpu_ns, last.cpu_ns),
-    }
-}
-
 /// What the programs of all tools cost, with all at work on the same reclaims.
 fn run_times(
     order: &[Kind],
     programs: Programs<'_>,
     scratch: &Scratch,
     cgroup: &Path,
-    load: &mut Load,
+    load: &mut Worker,
 ) -> Result<BTreeMap<Kind, Cost>> {
     // Not when slowdowns are measured: the accounting itself reads the clock twice a run.
     let _accounting = Accounting::enable()?;
@@ -337,21 +257,3 @@ fn run_times(
 
 /// oomprobe's program at the end of each reclaim of a cgroup.
 const RECLAIM_END: &str = "mreclaim_end_rt";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn slowdowns_are_percent_of_both_times_with_nothing() {
-        let took = |ns| Took {
-            wall_ns: ns,
-            cpu_ns: ns / 2.0,
-        };
-        let nothing = mean(took(90.0), took(110.0));
-        let slowdown: Slowdown = [ratio(took(103.0), nothing)].into_iter().collect();
-        let wall = slowdown.wall.median().unwrap();
-        assert!((wall - 3.0).abs() < 1e-9, "{wall}");
-        assert!((slowdown.cpu.median().unwrap() - 3.0).abs() < 1e-9);
-    }
-}

@@ -2,11 +2,9 @@
 
 use std::fmt::{Result, Write as _};
 
-use super::{
-    Baseline, Cost, Figures, LIMIT_BYTES, Measured, ROUND_MIB, ROUNDS, SCRIPT, crowd, load,
-};
+use super::{Baseline, Cost, Figures, LIMIT_BYTES, Measured, ROUND_MIB, SCRIPT, crowd, load};
 use crate::bench::{
-    stats::Samples,
+    slowdown,
     table::{self, Row, Target, count, mib, number, row},
     tool::Kind,
 };
@@ -161,26 +159,9 @@ fn workload(text: &mut String, measured: &Measured<'_>, kind: load::Kind) -> Res
     writeln!(text, "\n### {title}\n")?;
     let reclaims = measured.tools.get(&Kind::Oomprobe).map(cost);
     work(text, baseline, reclaims)?;
-    writeln!(
-        text,
-        "\n| slowdown, % | p25 | median | p75 |\n|---|--:|--:|--:|"
-    )?;
-    spread(text, "nothing again, wall clock", &baseline.again.wall)?;
-    for (tool, figures) in &measured.tools {
-        spread(
-            text,
-            &format!("{tool}, wall clock"),
-            &cost(figures).slowdown.wall,
-        )?;
-    }
-    spread(text, "nothing again, CPU time", &baseline.again.cpu)?;
-    for (tool, figures) in &measured.tools {
-        spread(
-            text,
-            &format!("{tool}, CPU time"),
-            &cost(figures).slowdown.cpu,
-        )?;
-    }
+    let tools = measured.tools.iter();
+    let slowdowns = tools.map(|(tool, figures)| (*tool, &cost(figures).slowdown));
+    table::slowdowns(text, &baseline.nothing.again, &slowdowns.collect())?;
     for (tool, figures) in &measured.tools {
         let cost = cost(figures);
         table::programs(text, *tool, &cost.programs, "reclaim", cost.reclaims)?;
@@ -193,8 +174,8 @@ fn work(text: &mut String, baseline: &Baseline, traced: Option<&Cost>) -> Result
         text,
         "A round of {ROUND_MIB} MiB with nothing: {} ms, {} ms of CPU; {} limit hits a second by the \
          kernel's count",
-        number(baseline.wall_ms.median()),
-        number(baseline.cpu_ms.median()),
+        number(baseline.nothing.wall_ms.median()),
+        number(baseline.nothing.cpu_ms.median()),
         number(Some(baseline.hits_per_s)),
     )?;
     if let Some(cost) = traced.filter(|cost| cost.hits > 0) {
@@ -202,11 +183,6 @@ fn work(text: &mut String, baseline: &Baseline, traced: Option<&Cost>) -> Result
         write!(text, ", {} reclaims for each", number(Some(ratio)))?;
     }
     writeln!(text, ".")
-}
-
-fn spread(text: &mut String, what: &str, samples: &Samples) -> Result {
-    let [low, median, high] = [25, 50, 75].map(|percent| number(samples.percentile(percent)));
-    writeln!(text, "| {what} | {low} | {median} | {high} |")
 }
 
 fn explain(text: &mut String, measured: &Measured<'_>) -> Result {
@@ -239,13 +215,15 @@ fn explain(text: &mut String, measured: &Measured<'_>) -> Result {
   once for two reclaims are left out. On v1 the kernel counts each try to charge as a hit.
 - **Many cgroups**: {cgroups} empty ones, each with a limit, then 1 and 20 of them with a workload of
   anonymous memory that never pauses, at the lowest priority. CPU is the process's own clock over
-  {seconds} s, both tools at once.
+  {seconds} s, both tools at once, taken from {settle} s after the tools were attached and the
+  workloads began: starting up is not in it.
 ",
         limit = LIMIT_BYTES >> 20,
         span = load::SPAN_BYTES >> 20,
         cycles = args.cycles,
-        rounds = ROUNDS,
+        rounds = slowdown::ROUNDS,
         cgroups = args.cgroups,
         seconds = args.seconds,
+        settle = crowd::SETTLE.as_secs(),
     )
 }

@@ -4,6 +4,8 @@
 //! under test; without it nothing runs, so that `cargo test` works for everyone, and
 //! `cargo xtask test` sets it.
 
+mod deaths;
+
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -17,6 +19,7 @@ use oomprobe_tests::containerd::{
     Container, ContainerSpec, ContainerState, Containerd, PidNamespace, PodSpec,
 };
 use oomprobe_tests::deadline::soon;
+use oomprobe_tests::hog;
 use oomprobe_tests::oracle::{Oracle, Summary};
 use oomprobe_tests::tracer::Tracer;
 use serde_json::Value;
@@ -41,7 +44,8 @@ fn main() -> ExitCode {
         eprintln!("OOMPROBE_BIN is not set: `cargo xtask test --only pods` runs the pods");
         return ExitCode::SUCCESS;
     };
-    let containerd: SharedContainerd = Arc::new(LazyLock::new(|| Containerd::start(&[])));
+    let containerd: SharedContainerd =
+        Arc::new(LazyLock::new(|| Containerd::start(&[&hog::binary()?])));
     let conclusion = libtest_mimic::run(&arguments, trials(&containerd, &probe));
     if conclusion.has_failed()
         && let Ok(containerd) = &**containerd
@@ -60,8 +64,8 @@ fn trials(containerd: &SharedContainerd, probe: &Path) -> Vec<Trial> {
         ("restarted_container", restarted_container),
         ("failing_test_leaves_nothing", failing_test_leaves_nothing),
     ];
-    let traced: [(&str, TraceTest); 3] = [
-        ("trace_names_the_pod", trace_names_the_pod),
+    let traced = [
+        ("trace_names_the_pod", trace_names_the_pod as TraceTest),
         (
             "trace_names_one_of_two_containers",
             trace_names_one_of_two_containers,
@@ -72,7 +76,7 @@ fn trials(containerd: &SharedContainerd, probe: &Path) -> Vec<Trial> {
         let containerd = containerd.clone();
         Trial::test(name, move || within(&containerd, test))
     });
-    let traced = traced.map(|(name, test)| {
+    let traced = traced.into_iter().chain(deaths::ALL).map(|(name, test)| {
         let containerd = containerd.clone();
         let probe = probe.to_path_buf();
         Trial::test(name, move || {
