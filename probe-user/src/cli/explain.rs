@@ -71,17 +71,13 @@ pub fn run(args: Args, common: Common) -> anyhow::Result<ExitCode> {
         container: args.container,
         since: args.since,
     };
-    let (story, code) = match &args.from {
-        Some(from) => (from_capture(from, query)?, ExitCode::SUCCESS),
-        None => {
-            if let Some(missing) = obstacle(&common) {
-                eprintln!(
-                    "oomprobe: cannot trace here: {missing}\n  or tell from a capture: --from FILE"
-                );
-                return Ok(ExitCode::from(exit::UNSUPPORTED));
-            }
-            live(query, args.duration, common)?
-        }
+    let (story, code) = if let Some(from) = &args.from {
+        (from_capture(from, query)?, ExitCode::SUCCESS)
+    } else if let Some(missing) = obstacle(&common) {
+        eprintln!("oomprobe: cannot trace here: {missing}\n  or tell from a capture: --from FILE");
+        return Ok(ExitCode::from(exit::UNSUPPORTED));
+    } else {
+        live(query, args.duration, common)?
     };
     let text = match Output::or_default(args.output) {
         Output::Json => serde_json::to_string(&story)? + "\n",

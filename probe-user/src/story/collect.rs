@@ -356,9 +356,10 @@ impl Collector {
                     label::seconds(time.as_secs_f64())
                 )
             }),
-            (_, Some(last)) if event.seq > last.seq + 1 => Some(format!(
-                "{} events are missing before this one by their numbers: lost, or filtered away",
-                event.seq - last.seq - 1
+            (_, Some(last)) if event.seq > last.seq.saturating_add(1) => Some(format!(
+                "events {} to {} of the run are not in the capture: lost, or filtered away",
+                last.seq + 1,
+                event.seq - 1
             )),
             _ => None,
         };

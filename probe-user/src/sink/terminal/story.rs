@@ -64,7 +64,7 @@ fn head(page: &mut Page, story: &Story) {
         page.paragraph(Colour::Plain, &text, 1);
     }
     for (index, container) in story.containers.iter().take(CONTAINERS).enumerate() {
-        let title = if index == 0 { "container" } else { "" };
+        let title = if index == 0 { "ends" } else { "" };
         page.item(title, &of_container(container), 1);
     }
     let more = story.containers.len().saturating_sub(CONTAINERS);
@@ -74,16 +74,17 @@ fn head(page: &mut Page, story: &Story) {
 }
 
 fn of_container(container: &ContainerStory) -> String {
-    let mut text = format!(
-        "{}: ended {}",
-        escape(container.name.as_deref().unwrap_or("?")),
-        times(container.ends)
-    );
+    let mut text = escape(container.name.as_deref().unwrap_or("?")).into_owned();
+    text.push_str(": ");
+    text.push_str(&match container.ends {
+        0 => "not seen to end".to_owned(),
+        ends => times(ends),
+    });
     if container.survived > 0 {
-        let _ = write!(text, ", survived {}", times(container.survived));
+        let _ = write!(text, ", outlived a process {}", times(container.survived));
     }
     if let Some(restarts) = container.restart_count {
-        let _ = write!(text, "; {restarts} restarts before the last instance seen");
+        let _ = write!(text, "; restart count {restarts}");
     }
     text
 }
@@ -115,12 +116,13 @@ fn death(page: &mut Page, death: &Death) {
     if let Some(count) = death.restart_count {
         let _ = write!(head, "#{count}");
     }
-    let _ = write!(
-        head,
-        "  {}{sure} · {}",
-        name(&death.cause),
-        escape(&death.process)
-    );
+    let _ = write!(head, "  {}{sure}", name(&death.cause));
+    if let Some(scope) = &death.scope {
+        let _ = write!(head, " · {}", name(scope));
+    }
+    if let Some(limit) = death.limit_bytes {
+        let _ = write!(head, " at {}", label::bytes(limit));
+    }
     if let Some(ms) = death.lifetime_ms {
         let _ = write!(head, " · lived {}", label::seconds(seconds(ms)));
     }
