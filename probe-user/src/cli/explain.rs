@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, bail};
@@ -14,7 +14,7 @@ use anyhow::{Context as _, bail};
 use super::{Common, Output, colour, ended, exit, obstacle};
 use crate::{
     daemon::{self, Deaths, Filter, Options},
-    event::{Event, escape},
+    event::{Event, Time, escape},
     sink::{self, Sink, terminal},
     story::{Collector, Query, Story},
 };
@@ -204,7 +204,9 @@ fn live(
     })?;
     let mut kept = collector.lock().unwrap_or_else(PoisonError::into_inner);
     let collector = std::mem::replace(&mut *kept, Collector::new(Query::default()));
-    let story = collector.tell_live()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    let now = Time::from_unix_ns(u64::try_from(now.as_nanos())?);
+    let story = collector.tell_live(now)?;
     Ok((story, ended(ending)))
 }
 
@@ -222,7 +224,7 @@ impl Sink for Collect {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Body, Heartbeat, Host, Time};
+    use crate::event::{Body, Heartbeat, Host};
 
     fn line() -> String {
         let event = Event::new(

@@ -200,8 +200,9 @@ impl Collector {
         Ok(self.tell_anyway())
     }
 
-    /// The same where that nothing happened is an answer too: the pod was followed live.
-    pub fn tell_live(mut self) -> Result<Story, Error> {
+    /// The same of a pod that was followed live until then: that nothing happened is an answer too.
+    pub fn tell_live(mut self, until: Time) -> Result<Story, Error> {
+        self.span.to = self.span.to.max(Some(until));
         if self.span.events == 0 {
             self.subject.name = Some(self.query.pod.clone());
             self.subject.namespace.clone_from(&self.query.namespace);

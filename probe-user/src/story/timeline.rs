@@ -150,6 +150,10 @@ fn settle(death: &mut Death, ended: Ended) {
         && let Some(survived) = ended.container_survived
     {
         death.container_ended = Some(!survived);
+        if !survived {
+            // What the kill said of Kubernetes was said of a container that lives on.
+            death.kubernetes_will_report = None;
+        }
     }
     death.others += u64::from(ended.late_victims);
 }

@@ -390,6 +390,25 @@ fn a_container_that_lives_on_has_not_ended() {
 }
 
 #[test]
+fn what_a_kill_said_of_kubernetes_falls_with_the_container() {
+    for survived in [true, false] {
+        let mut capture = Capture::default();
+        let mut kill = kill(0, 10, 1.0);
+        kill.victims[0].container_init = Some(false);
+        capture.push(100, Body::OomKill(Box::new(kill)));
+        let outcome = OomOutcome {
+            incident: incident(0),
+            container_survived: Some(survived),
+            ..OomOutcome::default()
+        };
+        capture.push(101, Body::OomOutcome(outcome));
+        let death = &capture.story().deaths[0];
+        assert_eq!(death.container_ended, Some(!survived));
+        assert_eq!(death.kubernetes_will_report.is_some(), survived);
+    }
+}
+
+#[test]
 fn what_pattern_words_say() {
     let rows = [
         (

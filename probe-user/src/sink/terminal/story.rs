@@ -51,7 +51,8 @@ fn head(page: &mut Page, story: &Story) {
     if let Some(namespace) = &pod.namespace {
         let _ = write!(text, "{}/", escape(namespace));
     }
-    text.push_str(&escape(pod.name.as_deref().unwrap_or("?")));
+    let name = pod.name.as_ref().or(pod.uids.first());
+    text.push_str(&escape(name.map_or("?", String::as_str)));
     if let (Some(from), Some(to)) = (story.span.from, story.span.to) {
         let _ = write!(text, " · {} to {}", short(from), short(to));
     }
