@@ -13,5 +13,6 @@ pub mod node;
 pub mod pressure;
 pub mod ring;
 pub mod sink;
+pub mod story;
 pub mod triage;
 pub mod verdict;

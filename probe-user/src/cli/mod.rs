@@ -2,6 +2,7 @@
 
 pub mod demo;
 pub mod doctor;
+pub mod explain;
 pub mod resolve;
 pub mod schema;
 pub mod trace;
@@ -40,6 +41,7 @@ Examples:
   oomprobe trace -o json | jq .verdict    the same for machines
   oomprobe trace --namespace shop         only kills that concern one namespace
   oomprobe triage                         what is wrong with this node's memory, now
+  oomprobe explain --pod X --from FILE    the story of one pod, from what trace wrote
   oomprobe demo                           see one: a contained kill in a scratch cgroup
   oomprobe doctor                         what this kernel allows, and what to do about the rest
 
@@ -75,6 +77,8 @@ pub struct Common {
 enum Command {
     /// Follow OOM kills live, explained
     Trace(trace::Args),
+    /// Tell the story of one pod: its deaths, what led up to each, and the pattern
+    Explain(explain::Args),
     /// Take one look at this node: what is wrong with its memory, with evidence, in seconds
     Triage(triage::Args),
     /// Cause a contained OOM kill in a scratch cgroup, trace it, explain it, clean up
@@ -88,8 +92,8 @@ Examples:
   oomprobe resolve --pid 4242
   find /sys/fs/cgroup -type d -printf '/%P\\n' | oomprobe resolve -")]
     Resolve(resolve::Args),
-    /// Print the JSON Schema of every event
-    Schema,
+    /// Print the JSON Schema of every event, or of a story
+    Schema(schema::Args),
     /// Print a shell completion script
     Completions {
         /// For which shell
@@ -154,6 +158,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Trace(args) => trace::run(args, cli.common),
+        Command::Explain(args) => explain::run(args, cli.common),
         Command::Triage(args) => triage::run(&args, cli.common),
         Command::Demo(args) => demo::run(&args, cli.common),
         Command::Doctor(args) => doctor::run(&args, &cli.common),
@@ -177,8 +182,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
             runtime.shutdown_background();
             result
         }
-        Command::Schema => {
-            schema::run(std::io::stdout().lock())?;
+        Command::Schema(args) => {
+            schema::run(&args, std::io::stdout().lock())?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Completions { shell } => {

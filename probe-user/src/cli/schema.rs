@@ -1,16 +1,40 @@
-//! `oomprobe schema`: the JSON Schema of every event, and the reference made from it.
+//! `oomprobe schema`: the JSON Schema of every event and of a story, and the reference made from
+//! the events'.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
+use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
 use crate::event::Event;
+use crate::story::Story;
+
+/// Arguments of `oomprobe schema`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Of what
+    #[arg(value_enum, default_value_t = Of::Event)]
+    of: Of,
+}
+
+/// What has a schema.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Of {
+    /// Every event, as `trace` writes them.
+    Event,
+    /// The story of one pod, as `explain` writes it.
+    Story,
+}
 
 /// Writes the schema to `out`.
-pub fn run(mut out: impl Write) -> io::Result<()> {
-    out.write_all(json().as_bytes())?;
+pub fn run(args: &Args, mut out: impl Write) -> io::Result<()> {
+    let text = match args.of {
+        Of::Event => json(),
+        Of::Story => story_json(),
+    };
+    out.write_all(text.as_bytes())?;
     out.flush()
 }
 
@@ -22,11 +46,20 @@ pub fn json() -> String {
     format!("{:#}\n", schema())
 }
 
+/// The same of a story.
+pub fn story_json() -> String {
+    format!("{:#}\n", schema_of::<Story>())
+}
+
 fn schema() -> Value {
+    schema_of::<Event>()
+}
+
+fn schema_of<T: JsonSchema>() -> Value {
     SchemaSettings::draft2020_12()
         .for_serialize()
         .into_generator()
-        .into_root_schema_for::<Event>()
+        .into_root_schema_for::<T>()
         .to_value()
 }
 

@@ -2,6 +2,7 @@
 
 mod layout;
 mod pressure;
+pub mod story;
 mod triage;
 
 use std::fmt::Write as _;

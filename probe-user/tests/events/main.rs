@@ -10,6 +10,8 @@ mod samples;
 #[cfg(test)]
 mod schema;
 #[cfg(test)]
+mod story;
+#[cfg(test)]
 mod terminal;
 #[cfg(test)]
 mod verdict;
