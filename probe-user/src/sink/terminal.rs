@@ -1,5 +1,7 @@
-//! The view for a person at a terminal: an OOM kill in one screenful, anything else in a line or two.
+//! The view for a person at a terminal: an OOM kill in one screenful, the end of a container in a few
+//! lines, anything else in a line or two.
 
+mod death;
 mod layout;
 mod pressure;
 pub mod story;
@@ -60,7 +62,7 @@ pub fn render(event: &Event, colour: bool) -> String {
     match &event.body {
         Body::OomKill(kill) => oom_kill(&mut page, &time, kill),
         Body::OomOutcome(outcome) => line(&mut page, Colour::Dim, &time, &ended(outcome)),
-        Body::ProcessDeath(death) => line(&mut page, Colour::Dim, &time, &death.verdict.summary),
+        Body::ProcessDeath(death) => death::page(&mut page, &time, event, death),
         Body::MemcgLimit(_) | Body::ReclaimStall(_) | Body::Pressure(_) | Body::LeakSuspect(_) => {
             pressure::event(&mut page, &time, event);
         }

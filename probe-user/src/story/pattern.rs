@@ -196,6 +196,7 @@ fn kind(death: &Death) -> String {
         DeathCause::Seccomp => "seccomp kill".to_owned(),
         DeathCause::ResourceLimit => format!("resource limit ({})", signal()),
         DeathCause::InitDied => "death with its first process".to_owned(),
+        DeathCause::OwnSignal => format!("signal of its own ({})", signal()),
         DeathCause::AppExit => "exit".to_owned(),
         DeathCause::Unknown => "death of unknown cause".to_owned(),
     };
