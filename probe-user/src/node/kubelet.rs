@@ -298,6 +298,9 @@ mod tests {
     const TOTAL: u64 = 8 << 30;
     const DEFAULT: Option<u64> = Some(DEFAULT_BYTES);
 
+    /// Paths and contents.
+    type Files = &'static [(&'static str, &'static str)];
+
     /// A host with these files.
     fn host(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
@@ -380,7 +383,7 @@ mod tests {
     #[test]
     fn a_running_kubelet_says_where_to_look() {
         const STATUS: &str = "Name:\tkubelet\nTgid:\t70\nUid:\t0\t0\t0\t0\nNSpid:\t70\n";
-        let rows: [(&str, &[(&str, &str)], Option<u64>); 9] = [
+        let rows: [(&str, Files, Option<u64>); 9] = [
             ("kubelet", &[], DEFAULT),
             (
                 "kubelet\0--eviction-hard=nodefs.available<10%,memory.available<300Mi\0",

@@ -20,6 +20,10 @@ const NEAR_NS: u64 = 30_000_000_000;
 /// `TASK_COMM_LEN` without its NUL.
 const MAX_COMM: usize = 15;
 
+/// What stands before the comm, what behind the tid, and how the rest is read: the instruction, and
+/// what is behind.
+type Form<'a> = (&'a [u8], &'a [u8], fn(&[u8]) -> Option<(u64, &[u8])>);
+
 /// One fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -35,11 +39,11 @@ pub struct Fault {
 impl Fault {
     /// Reads the text of one record; `None` if it is about something else.
     pub fn parse(line: &[u8]) -> Option<Self> {
-        let marks: [(&[u8], &[u8], fn(&[u8]) -> Option<(u64, &[u8])>); 2] = [
+        let forms: [Form<'_>; 2] = [
             (b"", b"]: segfault at ", segfault),
             (b"traps: ", b"] ", trap),
         ];
-        marks.into_iter().find_map(|(prefix, mark, rest)| {
+        forms.into_iter().find_map(|(prefix, mark, rest)| {
             let line = line.strip_prefix(prefix)?;
             occurrences(line, mark).find_map(|at| {
                 let tid = tid(&line[..at])?;
@@ -183,12 +187,12 @@ mod tests {
         *,
     };
 
-    fn fault(tid: u32, instruction: u64, mapping: Option<&str>) -> Option<Fault> {
-        Some(Fault {
+    fn fault(tid: u32, instruction: u64, mapping: Option<&str>) -> Fault {
+        Fault {
             tid,
             instruction,
             mapping: mapping.map(str::to_owned),
-        })
+        }
     }
 
     /// The same 17 crashes of one program (statically linked, text mapped at 0x401000 from offset
@@ -258,15 +262,15 @@ mod tests {
         let rows: [(&[u8], Option<Fault>); 5] = [
             (
                 b"traps: crash[92] general protection fault ip:401136 sp:7fff0000 error:0",
-                fault(92, 0x40_1136, None),
+                Some(fault(92, 0x40_1136, None)),
             ),
             (
                 b"]: segfault at [5]: segfault at 0 ip 10 sp 20 error 6 in a[1+2][8+4]",
-                fault(5, 0x10, Some("a[1+2]+0x8")),
+                Some(fault(5, 0x10, Some("a[1+2]+0x8"))),
             ),
             (
                 b"a[1] [6]: segfault at 0 ip 10 sp 20 error 6 in b]: segfault at 0[8+4]",
-                fault(6, 0x10, Some("b]: segfault at 0+0x8")),
+                Some(fault(6, 0x10, Some("b]: segfault at 0+0x8"))),
             ),
             (b"oom_reaper: reaped process 12 (x), now anon-rss:0kB", None),
             (
