@@ -386,24 +386,26 @@ async fn runtime_status(
 ) -> Option<RuntimeStatus> {
     let container = container?;
     let deadline = Instant::now() + DEADLINE;
+    let mut last = None;
     loop {
-        let status = resolver
-            .ended(&container, deadline)
-            .await
-            .map(|ended| RuntimeStatus {
-                exit_code: ended.exit_code,
-                reason: ended.reason,
-                sandbox_stopped: ended.sandbox_stopped,
-                grace_period_ms: ended
-                    .grace_period
-                    .map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)),
-            });
-        let is_complete = status.as_ref().is_some_and(|status| {
-            status.exit_code.is_some() && (!wants_sandbox || status.sandbox_stopped == Some(true))
-        });
+        // None that knows it, or none at all: that does not change within a moment.
+        let Some(ended) = resolver.ended(&container, deadline).await else {
+            return last;
+        };
+        let status = RuntimeStatus {
+            exit_code: ended.exit_code,
+            reason: ended.reason,
+            sandbox_stopped: ended.sandbox_stopped,
+            grace_period_ms: ended
+                .grace_period
+                .map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)),
+        };
+        let is_complete =
+            status.exit_code.is_some() && (!wants_sandbox || status.sandbox_stopped == Some(true));
         if is_complete || Instant::now() + ASK_AGAIN >= deadline {
-            return status;
+            return Some(status);
         }
+        last = Some(status);
         sleep(ASK_AGAIN).await;
     }
 }

@@ -254,6 +254,9 @@ pub enum DeathCause {
     ResourceLimit,
     /// The first process of its container or pid namespace, or its parent, ended: it had to go too.
     InitDied,
+    /// A signal that its own doing brought: a broken pipe, a timer of its own, its terminal, or
+    /// one that it sent to itself.
+    OwnSignal,
     /// It exited by itself.
     AppExit,
     /// The evidence does not tell.

@@ -168,6 +168,7 @@ pub fn process_death(
     let lifetime_ns = (death.task.start_boot_ns != 0)
         .then(|| death.boot_ns.saturating_sub(death.task.start_boot_ns));
     let who = identities.of(&death.path);
+    let role = role(death, &who, findings.container_survived);
     let sender = |index: usize, sent: &Sent, via: Via| {
         sender(context, sent, via, findings, index, identities)
     };
@@ -176,7 +177,7 @@ pub fn process_death(
         signal: signal.map(self::signal),
         core_dumped: death.status & 0x80 != 0,
         cgroup: Some(cgroup(death.task.memcg_id, &death.path)),
-        role: role(death, &who, findings.container_survived),
+        role,
         lifetime_ms: lifetime_ns.map(|ns| ns / 1_000_000),
         peak_rss_bytes: death.max_rss_pages.map(|pages| context.bytes(pages)),
         sender: match &death.sent {
@@ -198,7 +199,9 @@ pub fn process_death(
                 .map(|sent| sent.time_boot_ns.saturating_sub(request.time_boot_ns) / 1_000_000),
         }),
         incident: findings.incident.clone(),
-        container_survived: findings.container_survived,
+        container_survived: findings
+            .container_survived
+            .filter(|_| role != Some(ProcessRole::Init)),
         others: findings.others,
         runtime: findings.runtime.clone(),
         ..ProcessDeath::default()

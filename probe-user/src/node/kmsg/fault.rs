@@ -20,10 +20,6 @@ const NEAR_NS: u64 = 30_000_000_000;
 /// `TASK_COMM_LEN` without its NUL.
 const MAX_COMM: usize = 15;
 
-/// What stands before the comm, what behind the tid, and how the rest is read: the instruction, and
-/// what is behind.
-type Form<'a> = (&'a [u8], &'a [u8], fn(&[u8]) -> Option<(u64, &[u8])>);
-
 /// One fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -39,20 +35,23 @@ pub struct Fault {
 impl Fault {
     /// Reads the text of one record; `None` if it is about something else.
     pub fn parse(line: &[u8]) -> Option<Self> {
-        let forms: [Form<'_>; 2] = [
-            (b"", b"]: segfault at ", segfault),
-            (b"traps: ", b"] ", trap),
-        ];
-        forms.into_iter().find_map(|(prefix, mark, rest)| {
-            let line = line.strip_prefix(prefix)?;
-            occurrences(line, mark).find_map(|at| {
-                let tid = tid(&line[..at])?;
-                let (instruction, behind) = rest(&line[at + mark.len()..])?;
-                Some(Self {
-                    tid,
-                    instruction,
-                    mapping: mapping(behind, instruction),
-                })
+        Self::behind(line, b"]: segfault at ", segfault)
+            .or_else(|| Self::behind(line.strip_prefix(b"traps: ")?, b"] ", trap))
+    }
+
+    /// With the first `mark` that `rest` can read on from.
+    fn behind(
+        line: &[u8],
+        mark: &[u8],
+        rest: impl Fn(&[u8]) -> Option<(u64, &[u8])>,
+    ) -> Option<Self> {
+        occurrences(line, mark).find_map(|at| {
+            let tid = tid(&line[..at])?;
+            let (instruction, behind) = rest(&line[at + mark.len()..])?;
+            Some(Self {
+                tid,
+                instruction,
+                mapping: mapping(behind, instruction),
             })
         })
     }

@@ -1,7 +1,7 @@
 //! Processes that exited by themselves.
 
-use super::{Facts, Finding, finding, killed};
-use crate::event::{Confidence, DeathCause, Signal, label};
+use super::{Facts, Finding, finding, sender, stop};
+use crate::event::{Confidence, DeathCause, Signal};
 
 /// An OOM kill this shortly before an exit is taken for its reason, ms.
 const RECENT_MS: u64 = 10_000;
@@ -10,10 +10,11 @@ pub(super) fn find(facts: &Facts<'_>) -> Finding {
     let code = facts.death.exit_code;
     let mut why = format!("exited by itself with code {code}: {}", meaning(code));
     let mut evidence = Vec::new();
-    if let Some(stop) = &facts.death.stop_request {
+    if let Some(asked) = &facts.death.stop_request {
         evidence.push(format!(
-            "{} came {} ms before",
-            stop.signal.name, stop.took_ms
+            "{} came {} before",
+            asked.signal.name,
+            stop::ms_label(asked.took_ms)
         ));
     }
     if let Some(oom) = facts.earlier_oom
@@ -26,16 +27,19 @@ pub(super) fn find(facts: &Facts<'_>) -> Finding {
         evidence.push(format!("OOM kill {} of {}", oom.incident, oom.comm));
     }
     if let Some(lifetime) = facts.death.lifetime_ms {
-        #[expect(clippy::cast_precision_loss, reason = "a time for a person")]
-        let lived = label::seconds(lifetime as f64 / 1000.0);
-        evidence.push(format!("it ran for {lived}"));
+        evidence.push(format!("it ran for {}", stop::ms_label(lifetime)));
     }
-    if let Some(stop) = &facts.death.stop_request
-        && matches!(code, 0 | 143)
-        && killed::is_runtime(&stop.sender)
+    if let Some(request) = &facts.death.stop_request
+        && let Some(sure) = sender::runtime(&request.sender)
     {
-        let why = format!("was asked to stop by the runtime and exited in time with code {code}");
-        return finding(DeathCause::RuntimeStop, Confidence::High, why, evidence);
+        // Other codes than these may be a failure that came in between.
+        let sure = match code {
+            0 | 130 | 143 => sure,
+            _ => sure.min(Confidence::Medium),
+        };
+        let mut found = stop::find(facts, false, sure, evidence);
+        found.why = format!("{}; it exited with code {code}", found.why);
+        return found;
     }
     finding(DeathCause::AppExit, Confidence::High, why, evidence)
 }

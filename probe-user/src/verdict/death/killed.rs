@@ -1,138 +1,141 @@
 //! Processes that a signal ended: who sent it, and what for.
 
-use super::{Facts, Finding, finding};
-use crate::event::{Confidence, DeathCause, Sender, Signal, Via, label};
+use super::{Facts, Finding, finding, sender, stop};
+use crate::event::{Confidence, DeathCause, ProcessDeath, Signal, Via, label};
 
-/// Commands that stop containers.
-const RUNTIMES: [&str; 9] = [
-    "runc",
-    "crun",
-    "conmon",
-    "crio",
-    "dockerd",
-    "containerd",
-    "podman",
-    "youki",
-    "kubelet",
-];
-/// Userspace OOM killers. A `comm` has at most 15 bytes.
-const OOM_KILLERS: [&str; 4] = ["systemd-oomd", "earlyoom", "oomd", "nohang"];
 /// Signals of which a program dies by its own fault.
-const CRASHES: [&str; 7] = [
-    "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGABRT", "SIGQUIT",
+const CRASHES: [&str; 6] = [
+    "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGABRT",
 ];
+/// Addresses that are near null: a field of a structure that is not there.
+const NULL_PAGE: u64 = 4096;
 
 pub(super) fn find(facts: &Facts<'_>, signal: &Signal, via: Via) -> Finding {
-    use Confidence::{High, Low, Medium};
+    use Confidence::{High, Low};
 
-    let own = facts.death.sender.as_ref().and_then(|s| s.process.as_ref());
-    let is_own = own.is_some_and(|p| p.pid.is_some() && p.pid == facts.process.pid);
+    let death = facts.death;
+    let sent = death.sender.as_ref().filter(|_| via != Via::Unknown);
+    let is_own = sent.is_some_and(|sent| sender::is_own(facts, sent));
     let is_crash = CRASHES.contains(&signal.name.as_str());
-    if via == Via::Fault || (is_crash && (is_own || via == Via::Unknown)) {
-        let address = facts.death.fault.iter().filter_map(|f| f.address.as_ref());
-        let evidence = address.map(|at| format!("fault at {at}")).collect();
-        let sure = if via == Via::Unknown { Medium } else { High };
-        return finding(
-            DeathCause::Crash,
-            sure,
-            format!("crashed: {}", signal.name),
-            evidence,
-        );
+    let by_itself = via == Via::Fault || is_own || matches!(via, Via::Unknown | Via::Kernel);
+    if via == Via::Fault || (is_crash && by_itself) {
+        return crash(death, signal, via);
     }
-    let seen = facts.death.sender.as_ref().filter(|_| via != Via::Unknown);
-    let Some((sender, process)) = seen.and_then(|s| Some((s, s.process.as_ref()?))) else {
+    if via == Via::Kernel {
+        return from_kernel(signal);
+    }
+    let Some((sent, process)) = sent.and_then(|sent| Some((sent, sent.process.as_ref()?))) else {
         let why = format!("was ended by {}; who sent it is not known", signal.name);
-        return finding(
-            DeathCause::Unknown,
-            Low,
-            why,
-            vec!["its sender was not seen".to_owned()],
-        );
+        let missing = "its sender was not seen".to_owned();
+        return finding(DeathCause::Unknown, Low, why, vec![missing]);
     };
+    if is_own {
+        let why = format!("ended itself: it sent {} to its own process", signal.name);
+        return finding(DeathCause::OwnSignal, High, why, Vec::new());
+    }
     let by = label::process(process);
-    let evidence = vec![format!("{} from {by}", signal.name)];
-    if is(sender, &OOM_KILLERS) {
-        // Anybody may give a process that name, but only root's is the node's own service.
-        let sure = if process.uid == Some(0) { High } else { Medium };
+    let mut evidence = vec![format!("{} from {by}", signal.name)];
+    if let Some((_, sure)) = sender::oom_killer(sent) {
         let why = format!("was killed by the userspace OOM killer {by}");
         return finding(DeathCause::UserspaceOomKiller, sure, why, evidence);
     }
-    if is_runtime(sender) {
-        return runtime_stop(facts, signal, evidence);
+    if let Some(sure) = sender::runtime(sent) {
+        return stop::find(facts, signal.name == "SIGKILL", sure, evidence);
     }
+    let place = sender::place(facts, sent);
+    evidence.extend(
+        sent.parent_comm
+            .iter()
+            .map(|parent| format!("{by} is a child of {parent}")),
+    );
+    let cmdline = process.cmdline.as_ref().map(|args| args.join(" "));
+    evidence.extend(cmdline.map(|cmdline| format!("its command line: {cmdline}")));
     if via == Via::CgroupKill {
-        let why = format!("was killed: {by} wrote to cgroup.kill");
+        let why = format!("was killed: {by}{place} wrote to cgroup.kill");
         return finding(DeathCause::CgroupKill, High, why, evidence);
     }
-    let from = label::subject(
-        sender.k8s.as_ref(),
-        sender.container.as_ref(),
-        sender.cgroup.as_ref(),
-    );
-    let from = from.map(|from| format!(" in {from}")).unwrap_or_default();
-    let why = format!("was ended by {} from {by}{from}", signal.name);
+    let why = format!("was ended by {} from {by}{place}", signal.name);
     finding(DeathCause::KilledByProcess, High, why, evidence)
 }
 
-/// Whether a container runtime of the node, or a helper of one, sent it.
-pub(super) fn is_runtime(sender: &Sender) -> bool {
-    is(sender, &RUNTIMES)
-}
-
-/// Whether a process of the node, or its parent, has one of these names.
-fn is(sender: &Sender, names: &[&str]) -> bool {
-    let comm = sender
-        .process
+fn crash(death: &ProcessDeath, signal: &Signal, via: Via) -> Finding {
+    let fault = death.fault.as_ref();
+    let address = fault.and_then(|fault| fault.address.as_deref());
+    let parsed = address.and_then(|at| u64::from_str_radix(at.trim_start_matches("0x"), 16).ok());
+    let touches = matches!(signal.name.as_str(), "SIGSEGV" | "SIGBUS");
+    // A general protection fault has no address: the kernel reports 0 for it.
+    let is_general = death
+        .sender
         .as_ref()
-        .and_then(|process| process.comm.as_deref());
-    let named = |comm: &str| {
-        names.contains(&comm) || (names == RUNTIMES && comm.starts_with("containerd-shim"))
+        .and_then(|sender| sender.si_code.as_deref())
+        .is_some_and(|code| matches!(code, "SI_KERNEL" | "128"));
+    let mut evidence = Vec::new();
+    if let Some(at) = address.filter(|_| !is_general) {
+        evidence.push(match parsed {
+            Some(number) if touches && number < NULL_PAGE => {
+                format!("fault at {at}: a null pointer, or a field of one")
+            }
+            _ => format!("fault at {at}"),
+        });
+    }
+    if is_general {
+        evidence.push("a general protection fault, as of an address that cannot exist".to_owned());
+    }
+    if let Some(instruction) = fault.and_then(|fault| fault.instruction.as_ref()) {
+        let mapping = fault.and_then(|fault| fault.mapping.as_ref());
+        let mapping = mapping.map(|at| format!(" in {at}")).unwrap_or_default();
+        evidence.push(format!("instruction at {instruction}{mapping}"));
+    }
+    evidence.push(if death.core_dumped {
+        "core dumped".to_owned()
+    } else {
+        "no core dump".to_owned()
+    });
+    if let Some(request) = &death.stop_request {
+        let before = stop::ms_label(request.took_ms);
+        evidence.push(format!("{} came {before} before", request.signal.name));
+    }
+    let what = match (signal.name.as_str(), via) {
+        ("SIGABRT", _) => ": it aborted itself (an assertion, a panic, or heap corruption)",
+        ("SIGFPE", Via::Fault) => ": usually a division by zero",
+        ("SIGBUS", Via::Fault) => ": usually a mapped file that was cut, or a full /dev/shm",
+        _ => "",
     };
-    // A container may call its processes what it likes.
-    sender.container.is_none()
-        && sender.k8s.is_none()
-        && (comm.is_some_and(named) || sender.parent_comm.as_deref().is_some_and(named))
+    let sure = if via == Via::Unknown {
+        Confidence::Medium
+    } else {
+        Confidence::High
+    };
+    let why = format!("crashed with {}{what}", signal.name);
+    finding(DeathCause::Crash, sure, why, evidence)
 }
 
-fn runtime_stop(facts: &Facts<'_>, signal: &Signal, mut evidence: Vec<String>) -> Finding {
-    use Confidence::{High, Medium};
+/// What the kernel sends for something that the process did itself. The process that ran when it
+/// was sent is no sender.
+fn from_kernel(signal: &Signal) -> Finding {
+    use Confidence::{High, Low, Medium};
 
-    let runtime = facts.death.runtime.as_ref();
-    let sandbox_stopped = runtime.and_then(|runtime| runtime.sandbox_stopped);
-    let node = facts.node;
-    if let (Some(true), Some(available), Some(threshold)) = (
-        sandbox_stopped,
-        node.available_bytes,
-        node.eviction_threshold_bytes,
-    ) && available < threshold
-    {
-        let (available, threshold) = (label::bytes(available), label::bytes(threshold));
-        evidence.push(format!(
-            "node: {available} available, the kubelet evicts below {threshold}"
-        ));
-        let why = "was stopped with its pod, on a node short of memory: an eviction";
-        return finding(DeathCause::Eviction, Medium, why, evidence);
-    }
-    if sandbox_stopped == Some(false) {
-        evidence.push("its pod's sandbox was not stopped".to_owned());
-        let why = "alone of its pod was stopped by the runtime: a liveness or startup probe failed, or its container was restarted";
-        return finding(DeathCause::LivenessKill, Medium, why, evidence);
-    }
-    let request = facts.death.stop_request.as_ref();
-    match request.and_then(|request| request.killed_after_ms) {
-        Some(ms) => {
-            let why = format!("was killed by the runtime {ms} ms after it was asked to stop");
-            finding(DeathCause::RuntimeStopGraceExpired, High, why, evidence)
+    let (sure, why) = match signal.name.as_str() {
+        "SIGKILL" => {
+            let why = "was killed by the kernel, and not by its OOM killer as far as was seen";
+            let missing = "missing: why the kernel killed it (a tracer that died, a failed exec, \
+                           memory that failed, or an OOM kill that was not seen)";
+            return finding(DeathCause::Unknown, Low, why, vec![missing.to_owned()]);
         }
-        None if signal.name == "SIGKILL" => {
-            let why = "was killed by the runtime at once: a forced stop, or cleaning up";
-            finding(DeathCause::RuntimeStop, Medium, why, evidence)
-        }
-        None => finding(
-            DeathCause::RuntimeStop,
-            High,
-            "was stopped by the runtime, in time",
-            evidence,
+        "SIGPIPE" => (High, "wrote to a pipe or socket that nobody reads any more"),
+        "SIGALRM" | "SIGVTALRM" | "SIGPROF" => (High, "let a timer of its own run out"),
+        "SIGHUP" => (High, "lost its terminal"),
+        "SIGINT" | "SIGQUIT" => (High, "was interrupted from its terminal"),
+        "SIGIO" => (High, "asked to be told of input"),
+        _ => (
+            Medium,
+            "got a signal from a timer of its own or from the kernel",
         ),
-    }
+    };
+    let evidence = vec![format!(
+        "{} from the kernel, not from a process",
+        signal.name
+    )];
+    let why = format!("{why}, and did not handle {}", signal.name);
+    finding(DeathCause::OwnSignal, sure, why, evidence)
 }

@@ -3,6 +3,11 @@
 mod exit;
 mod facts;
 mod killed;
+mod report;
+pub mod restarts;
+mod sender;
+mod steps;
+mod stop;
 #[cfg(test)]
 mod tests;
 
@@ -27,12 +32,12 @@ pub fn process_death(facts: &Facts<'_>) -> DeathVerdict {
         None => who,
     };
     DeathVerdict {
+        next_steps: steps::of(facts, finding.cause),
+        kubernetes_will_report: report::of(facts, finding.cause),
         cause: finding.cause,
         confidence: finding.confidence,
         summary: format!("{who} {}", finding.why),
         evidence: finding.evidence,
-        next_steps: Vec::new(),
-        kubernetes_will_report: None,
     }
 }
 
@@ -59,6 +64,16 @@ fn find(facts: &Facts<'_>) -> Finding {
         .sender
         .as_ref()
         .map_or(Via::Unknown, |sender| sender.via);
+    let syscall = death.fault.as_ref().and_then(|fault| fault.syscall);
+    if via == Via::Seccomp || (signal.name == "SIGSYS" && syscall.is_some()) {
+        let evidence = syscall.map(|number| format!("system call number {number}"));
+        return finding(
+            DeathCause::Seccomp,
+            High,
+            "made a system call that its seccomp filter forbids",
+            evidence.into_iter().collect(),
+        );
+    }
     match via {
         Via::ParentDeath => finding(
             DeathCause::InitDied,
@@ -71,17 +86,6 @@ fn find(facts: &Facts<'_>) -> Finding {
             High,
             "went with the first process of its pid namespace",
             vec![ended],
-        ),
-        Via::Seccomp => finding(
-            DeathCause::Seccomp,
-            High,
-            "made a system call that its seccomp filter forbids",
-            death
-                .fault
-                .iter()
-                .filter_map(|fault| fault.syscall)
-                .map(|number| format!("system call number {number}"))
-                .collect(),
         ),
         Via::ResourceLimit => finding(
             DeathCause::ResourceLimit,

@@ -1,7 +1,9 @@
+use std::sync::LazyLock;
+
 use super::{EarlierOom, Facts, NodeState, OomPart, process_death};
 use crate::event::{
-    Confidence, Container, DeathCause as C, Process, ProcessDeath, RuntimeStatus, Sender, Signal,
-    StopRequest, Via,
+    Before, Cgroup, Confidence, Container, DeathCause as C, DeathVerdict, Fault, K8s, K8sContainer,
+    Process, ProcessDeath, ProcessRole, RuntimeStatus, Sender, Signal, StopRequest, Via,
 };
 
 fn sender(comm: &str, via: Via) -> Sender {
@@ -37,6 +39,7 @@ fn asked(mut death: ProcessDeath, killed_after_ms: Option<u64>) -> ProcessDeath 
 }
 
 fn sandbox(mut death: ProcessDeath, stopped: bool) -> ProcessDeath {
+    death.role = Some(ProcessRole::Init);
     death.runtime = Some(RuntimeStatus {
         sandbox_stopped: Some(stopped),
         ..RuntimeStatus::default()
@@ -44,13 +47,19 @@ fn sandbox(mut death: ProcessDeath, stopped: bool) -> ProcessDeath {
     death
 }
 
-fn verdict(death: &ProcessDeath, change: impl FnOnce(&mut Facts<'_>)) -> (C, Confidence) {
-    let process = Process {
-        pid: Some(42),
-        ..Process::default()
-    };
+static VICTIM: LazyLock<Process> = LazyLock::new(|| Process {
+    pid: Some(42),
+    ..Process::default()
+});
+
+fn verdict<'a>(death: &'a ProcessDeath, change: impl FnOnce(&mut Facts<'a>)) -> (C, Confidence) {
+    let verdict = explained(death, change);
+    (verdict.cause, verdict.confidence)
+}
+
+fn explained<'a>(death: &'a ProcessDeath, change: impl FnOnce(&mut Facts<'a>)) -> DeathVerdict {
     let mut facts = Facts {
-        process: &process,
+        process: &VICTIM,
         k8s: None,
         container: None,
         death,
@@ -60,8 +69,7 @@ fn verdict(death: &ProcessDeath, change: impl FnOnce(&mut Facts<'_>)) -> (C, Con
         node: NodeState::default(),
     };
     change(&mut facts);
-    let verdict = process_death(&facts);
-    (verdict.cause, verdict.confidence)
+    process_death(&facts)
 }
 
 #[test]
@@ -179,4 +187,251 @@ fn an_exit_right_after_an_oom_kill_says_so() {
         let summary = process_death(&facts).summary;
         assert_eq!(summary.contains("after an OOM kill"), is_told, "{summary}");
     }
+}
+
+#[test]
+fn the_kernel_names_no_sender() {
+    use Confidence::{High, Low, Medium};
+
+    for (signal, cause, confidence) in [
+        (13, C::OwnSignal, High),
+        (14, C::OwnSignal, High),
+        (1, C::OwnSignal, High),
+        (3, C::OwnSignal, High),
+        (40, C::OwnSignal, Medium),
+        (9, C::Unknown, Low),
+        (11, C::Crash, High),
+    ] {
+        let found = explained(&by(signal, Some(sender("bystander", Via::Kernel))), |_| ());
+        assert_eq!(
+            (found.cause, found.confidence),
+            (cause, confidence),
+            "{signal}"
+        );
+        assert!(!format!("{found:?}").contains("bystander"), "{found:?}");
+    }
+}
+
+#[test]
+fn a_signal_to_itself_is_told_from_a_crash() {
+    for (signal, cause) in [(6, C::Crash), (3, C::OwnSignal), (9, C::OwnSignal)] {
+        let mut own = sender("app", Via::Tkill);
+        own.process.as_mut().unwrap().pid = Some(42);
+        assert_eq!(verdict(&by(signal, Some(own)), |_| ()).0, cause, "{signal}");
+    }
+    assert_eq!(verdict(&by(3, None), |_| ()).0, C::Unknown);
+}
+
+#[test]
+fn a_runtime_is_believed_for_who_it_is() {
+    use Confidence::{High, Medium};
+
+    let with = |comm: &str, uid, path: &str| {
+        let mut sender = sender(comm, Via::Kill);
+        sender.process.as_mut().unwrap().uid = Some(uid);
+        sender.cgroup = Some(Cgroup {
+            id: None,
+            path: Some(path.to_owned()),
+        });
+        sender
+    };
+    for (comm, uid, path, cause, confidence) in [
+        (
+            "runc",
+            0,
+            "/system.slice/containerd.service",
+            C::RuntimeStopGraceExpired,
+            High,
+        ),
+        (
+            "podman",
+            1000,
+            "/user.slice/a",
+            C::RuntimeStopGraceExpired,
+            Medium,
+        ),
+        (
+            "systemd-oomd",
+            998,
+            "/system.slice/systemd-oomd.service",
+            C::UserspaceOomKiller,
+            High,
+        ),
+        (
+            "earlyoom",
+            1000,
+            "/user.slice/a",
+            C::UserspaceOomKiller,
+            Medium,
+        ),
+        ("bash", 0, "/user.slice/a", C::KilledByProcess, High),
+    ] {
+        let death = asked(by(9, Some(with(comm, uid, path))), Some(30_000));
+        assert_eq!(verdict(&death, |_| ()), (cause, confidence), "{comm}");
+    }
+}
+
+#[test]
+fn a_grace_period_expires_only_after_the_runtimes_own_request() {
+    for (asked_by, after_ms, cause) in [
+        ("runc", 30_000, C::RuntimeStopGraceExpired),
+        ("runc", 1_000, C::RuntimeStopGraceExpired),
+        ("runc", 400, C::RuntimeStop),
+        ("bash", 30_000, C::RuntimeStop),
+    ] {
+        let mut death = asked(by(9, Some(sender("runc", Via::Kill))), Some(after_ms));
+        death.stop_request.as_mut().unwrap().sender = sender(asked_by, Via::Kill);
+        assert_eq!(verdict(&death, |_| ()).0, cause, "{asked_by} {after_ms}");
+    }
+}
+
+#[test]
+fn an_exit_on_request_follows_the_rule_of_a_kill() {
+    let exit = |code| ProcessDeath {
+        exit_code: code,
+        ..ProcessDeath::default()
+    };
+    for (code, stopped, cause) in [
+        (0, false, C::LivenessKill),
+        (143, true, C::Eviction),
+        (1, false, C::LivenessKill),
+    ] {
+        let death = sandbox(asked(exit(code), None), stopped);
+        let found = explained(&death, |facts| {
+            facts.node.available_bytes = Some(1);
+            facts.node.eviction_threshold_bytes = Some(100);
+        });
+        assert_eq!(found.cause, cause, "{code}");
+        assert!(
+            format!("{:?}", found.evidence).contains("in time"),
+            "{found:?}"
+        );
+    }
+    // An executed process is not the container.
+    let mut probe = sandbox(by(9, Some(sender("runc", Via::Kill))), false);
+    probe.role = Some(ProcessRole::Exec);
+    assert_eq!(verdict(&probe, |_| ()).0, C::RuntimeStop);
+}
+
+#[test]
+fn a_liveness_kill_after_a_stall_cites_it() {
+    let death = sandbox(
+        asked(by(9, Some(sender("runc", Via::Kill))), Some(30_000)),
+        false,
+    );
+    for (stall_ms, is_cited) in [(20_000.0, true), (100.0, false)] {
+        let before = Before {
+            stall_ms: Some(stall_ms),
+            span_ms: 60_000.0,
+            max_hits: Some(7),
+            ..Before::default()
+        };
+        let found = explained(&death, |facts| facts.before = Some(&before));
+        assert_eq!(found.summary.contains("stood still"), is_cited, "{found:?}");
+        assert!(format!("{:?}", found.evidence).contains("grace period was over"));
+    }
+}
+
+#[test]
+fn a_crash_tells_where() {
+    let at = |address: &str| {
+        let mut death = by(11, Some(sender("app", Via::Fault)));
+        death.fault = Some(Fault {
+            address: Some(address.to_owned()),
+            instruction: Some("0x7f00".to_owned()),
+            mapping: Some("libc.so.6+0x28000".to_owned()),
+            ..Fault::default()
+        });
+        explained(&death, |_| ()).evidence.join("; ")
+    };
+    assert!(at("0x10").contains("null pointer"));
+    let wild = at("0xdeadbeef");
+    assert!(
+        !wild.contains("null pointer") && wild.contains("libc.so.6+0x28000"),
+        "{wild}"
+    );
+}
+
+#[test]
+fn sigsys_of_a_filter_is_seccomp_however_it_came() {
+    let mut death = by(31, None);
+    assert_eq!(verdict(&death, |_| ()).0, C::Unknown);
+    death.fault = Some(Fault {
+        syscall: Some(165),
+        ..Fault::default()
+    });
+    assert_eq!(verdict(&death, |_| ()).0, C::Seccomp);
+}
+
+#[test]
+fn what_kubernetes_will_say_and_whether_it_is_true() {
+    let k8s = K8s::default();
+    let oom = EarlierOom {
+        incident: "i1".into(),
+        comm: "worker".into(),
+        ms_before: 60_000,
+    };
+    for (reason, is_oom, earlier, says, wrong) in [
+        (None, true, false, Some(true), false),
+        (None, false, false, Some(false), false),
+        (None, false, true, Some(true), true),
+        (Some("OOMKilled"), true, false, Some(true), false),
+        (Some("OOMKilled"), false, false, Some(true), true),
+        (Some("OOMKilled"), false, true, Some(true), true),
+        (Some("Error"), true, false, Some(false), true),
+        (Some("Error"), false, true, Some(false), false),
+    ] {
+        let mut death = by(11, Some(sender("app", Via::Fault)));
+        death.role = Some(ProcessRole::Init);
+        death.runtime = reason.map(|reason: &str| RuntimeStatus {
+            exit_code: Some(139),
+            reason: Some(reason.to_owned()),
+            ..RuntimeStatus::default()
+        });
+        let report = |death: &ProcessDeath| {
+            explained(death, |facts| {
+                facts.k8s = Some(&k8s);
+                facts.oom = is_oom.then_some(OomPart::Chosen);
+                facts.earlier_oom = earlier.then_some(&oom);
+            })
+            .kubernetes_will_report
+        };
+        let found = report(&death).unwrap();
+        assert_eq!(
+            (found.oom_killed, found.wrong),
+            (says, wrong),
+            "{reason:?} {found:?}"
+        );
+        death.role = Some(ProcessRole::Child);
+        assert_eq!(report(&death), None);
+    }
+}
+
+#[test]
+fn steps_quote_names_and_leave_out_what_is_not_known() {
+    let mut k8s = K8s::default();
+    k8s.pod.name = Some("cart; reboot".to_owned());
+    k8s.namespace.name = Some("shop".to_owned());
+    k8s.container = Some(K8sContainer {
+        name: Some("app".to_owned()),
+        ..K8sContainer::default()
+    });
+    let mut death = by(11, Some(sender("app", Via::Fault)));
+    death.core_dumped = true;
+    death.role = Some(ProcessRole::Init);
+    let steps = explained(&death, |facts| facts.k8s = Some(&k8s)).next_steps;
+    assert_eq!(
+        &steps[..2],
+        [
+            "kubectl -n shop logs 'cart; reboot' -c app --previous --tail=50",
+            "coredumpctl info 42"
+        ]
+    );
+    let none = explained(&ProcessDeath::default(), |facts| facts.k8s = Some(&k8s));
+    assert_eq!(none.next_steps, Vec::<String>::new());
+    let bare = explained(&death, |_| ()).next_steps;
+    assert!(
+        !bare.iter().any(|step| step.contains("kubectl")),
+        "{bare:?}"
+    );
 }

@@ -1,0 +1,165 @@
+//! Processes that the container runtime stopped: on whose behalf, and whether in time.
+
+use super::{Facts, Finding, finding, sender};
+use crate::event::{Before, Confidence, DeathCause, ProcessRole, label};
+
+/// A SIGKILL this soon after a request to stop did not wait for a grace period, ms: the shortest one
+/// that Kubernetes knows is a second.
+const AT_ONCE_MS: u64 = 900;
+/// Part of the time before a death that tasks must have waited for memory to call it a stall.
+const STALLED: f64 = 0.1;
+
+/// How it went after the runtime asked for it.
+enum End {
+    /// Killed so many ms after the request.
+    Expired(u64),
+    /// Killed without a request, or right after it.
+    AtOnce,
+    /// Ended by the request, or by itself after it.
+    InTime,
+}
+
+/// `is_kill`: it was ended by SIGKILL. `how_sure`: that it was the runtime.
+pub(super) fn find(
+    facts: &Facts<'_>,
+    is_kill: bool,
+    how_sure: Confidence,
+    mut evidence: Vec<String>,
+) -> Finding {
+    use Confidence::{High, Medium};
+
+    let end = end(facts, is_kill);
+    let how = describe(&end, facts);
+    let runtime = facts.death.runtime.as_ref();
+    let is_init = facts.death.role == Some(ProcessRole::Init);
+    let sandbox_stopped = runtime
+        .and_then(|runtime| runtime.sandbox_stopped)
+        .filter(|_| is_init);
+    let node = facts.node;
+    if let (Some(true), Some(available), Some(threshold)) = (
+        sandbox_stopped,
+        node.available_bytes,
+        node.eviction_threshold_bytes,
+    ) && available < threshold
+    {
+        let (available, threshold) = (label::bytes(available), label::bytes(threshold));
+        evidence.push(format!(
+            "node: {available} available, the kubelet evicts below {threshold}"
+        ));
+        evidence.push(how);
+        let why = "was stopped with its pod, on a node short of memory: an eviction";
+        return finding(DeathCause::Eviction, Medium, why, evidence);
+    }
+    if sandbox_stopped == Some(false) {
+        evidence.push(
+            "its pod's sandbox still ran a moment later: the pod was not being deleted, or \
+             another container of it took longer to stop"
+                .to_owned(),
+        );
+        evidence.push(how);
+        let mut why = "was stopped by the runtime alone of its pod: a liveness or startup probe \
+                       failed, or its container was restarted"
+            .to_owned();
+        if let Some(stall) = facts.before.and_then(stall) {
+            evidence.push(stall);
+            why.push_str("; the probe probably failed because the container stood still");
+        }
+        return finding(DeathCause::LivenessKill, Medium, why, evidence);
+    }
+    evidence.push(how.clone());
+    if facts.death.role == Some(ProcessRole::Exec) && is_kill {
+        let why = "was executed in its container and killed by the runtime: an exec probe or a \
+                   hook that took too long";
+        return finding(DeathCause::RuntimeStop, how_sure.min(Medium), why, evidence);
+    }
+    let (cause, sure) = match end {
+        End::Expired(_) => (DeathCause::RuntimeStopGraceExpired, High),
+        End::AtOnce => (DeathCause::RuntimeStop, Medium),
+        End::InTime => (DeathCause::RuntimeStop, High),
+    };
+    finding(
+        cause,
+        sure.min(how_sure),
+        format!("was stopped by the runtime: {how}"),
+        evidence,
+    )
+}
+
+fn end(facts: &Facts<'_>, is_kill: bool) -> End {
+    if !is_kill {
+        return End::InTime;
+    }
+    let request = facts.death.stop_request.as_ref();
+    let request = request.filter(|request| sender::runtime(&request.sender).is_some());
+    match request.and_then(|request| request.killed_after_ms) {
+        Some(ms) if ms >= AT_ONCE_MS => End::Expired(ms),
+        _ => End::AtOnce,
+    }
+}
+
+fn describe(end: &End, facts: &Facts<'_>) -> String {
+    let death = facts.death;
+    let grace_ms = death.runtime.as_ref().and_then(|r| r.grace_period_ms);
+    match end {
+        End::Expired(ms) => {
+            let after = ms_label(*ms);
+            match grace_ms {
+                // Pod deletions and probes may set a shorter one than the pod.
+                Some(grace) if ms + AT_ONCE_MS < grace => format!(
+                    "killed {after} after it was asked to stop; the grace period was shorter than \
+                     the pod's {}",
+                    ms_label(grace)
+                ),
+                Some(grace) => format!(
+                    "killed {after} after it was asked to stop, its grace period of {} was over",
+                    ms_label(grace)
+                ),
+                None => {
+                    format!("killed {after} after it was asked to stop, its grace period was over")
+                }
+            }
+        }
+        End::AtOnce => {
+            "killed at once, without a grace period: a forced stop, or cleaning up".to_owned()
+        }
+        End::InTime => match &death.stop_request {
+            Some(request) => format!(
+                "ended in time, {} after {}",
+                ms_label(request.took_ms),
+                request.signal.name
+            ),
+            None => "ended in time".to_owned(),
+        },
+    }
+}
+
+/// What stood still before it died.
+pub(super) fn stall(before: &Before) -> Option<String> {
+    let stalled = before.stall_ms.filter(|ms| *ms >= STALLED * before.span_ms);
+    if before.thrashed != Some(true) && stalled.is_none() {
+        return None;
+    }
+    let mut parts = Vec::new();
+    if let Some(ms) = before.stall_ms {
+        parts.push(format!(
+            "tasks waited {} for memory",
+            label::seconds(ms / 1000.0)
+        ));
+    }
+    if let Some(hits) = before.max_hits.filter(|hits| *hits > 0) {
+        parts.push(format!("its limit was hit {hits} times"));
+    }
+    if before.thrashed == Some(true) {
+        parts.push("it thrashed".to_owned());
+    }
+    Some(format!(
+        "in the {} before: {}",
+        label::seconds(before.span_ms / 1000.0),
+        parts.join(", ")
+    ))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a time for a person")]
+pub(super) fn ms_label(ms: u64) -> String {
+    label::seconds(ms as f64 / 1000.0)
+}
