@@ -150,8 +150,8 @@ pub struct Fault {
     pub address: Option<String>,
     /// Address of the instruction, hexadecimal. From the kernel log.
     pub instruction: Option<String>,
-    /// The file mapped where the instruction is, and the offset in that mapping, as
-    /// `libc.so.6+0x28000`. From the kernel log.
+    /// The file mapped where the instruction is, and the offset of the instruction in the file (up to
+    /// some 6.x kernels: in the mapping), as `libc.so.6+0x28000`. From the kernel log.
     pub mapping: Option<String>,
     /// Number of the system call that a seccomp filter forbids.
     pub syscall: Option<i32>,

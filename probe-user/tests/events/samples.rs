@@ -10,8 +10,10 @@ use oomprobe::event::{
 };
 use oomprobe::verdict;
 
+mod death;
 mod pressure;
 
+pub(crate) use death::deaths;
 pub(crate) use pressure::pressure;
 #[path = "triage_samples.rs"]
 pub(crate) mod triage;
@@ -493,6 +495,7 @@ pub(crate) fn all() -> Vec<Event> {
         .map(explained)
         .chain(others())
         .chain(pressure())
+        .chain(deaths().into_iter().map(|(_, event)| event))
         .chain([triage::ill(), triage::healthy(), triage::hostile()])
         .collect()
 }

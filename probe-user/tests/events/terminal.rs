@@ -43,6 +43,18 @@ fn hostile_names() {
 }
 
 #[test]
+fn deaths() {
+    let pages: Vec<String> = samples::deaths()
+        .iter()
+        .map(|(name, event)| format!("# {name}\n{}", render(event, false)))
+        .collect();
+    assert_committed(
+        "probe-user/tests/events/golden/deaths.txt",
+        &pages.join("\n"),
+    );
+}
+
+#[test]
 fn triage() {
     for (name, event) in [
         ("triage_ill", samples::triage::ill()),
@@ -80,6 +92,7 @@ fn every_event_fits_the_screen() {
         let lines: Vec<_> = text.lines().collect();
         let most = match event.body.kind() {
             "oom_kill" | "pressure" => 25,
+            "process_death" => 13,
             "leak_suspect" => 3,
             "triage" => 70,
             _ => 2,

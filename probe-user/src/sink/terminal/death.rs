@@ -6,49 +6,51 @@ use crate::event::{
     Confidence, Event, Fault, ProcessDeath, ProcessRole, Sender, Severity, StopRequest, Via, escape,
 };
 
-const EVIDENCE: usize = 3;
-const COMMANDS: usize = 2;
+const EVIDENCE: usize = 2;
+const COMMANDS: usize = 1;
 
 pub(super) fn page(page: &mut Page, time: &str, event: &Event, death: &ProcessDeath) {
     let verdict = &death.verdict;
-    let what = ended(event, death);
+    let title = title(death);
     if death.role != Some(ProcessRole::Init) {
         // A victim of the OOM killer has been shown with its kill.
-        let colour = match &death.incident {
-            Some(_) => Colour::Dim,
-            None => colour(event.severity, Colour::Plain),
+        let (colour, why) = match &death.incident {
+            Some(incident) => (
+                Colour::Dim,
+                format!("{}: OOM kill {incident}", who(event, death)),
+            ),
+            None => (
+                colour(event.severity, Colour::Plain),
+                verdict.summary.clone(),
+            ),
         };
-        let why = match &death.incident {
-            Some(incident) => format!("OOM kill {incident}"),
-            None => verdict.summary.clone(),
-        };
-        return page.note(
-            colour,
-            &format!("{time} {} · {}", escape(&what), escape(&why)),
-        );
+        return page.note(colour, &format!("{time} DIED  {title} · {}", escape(&why)));
     }
     let sure = match verdict.confidence {
         Confidence::High => "",
         Confidence::Medium => " (likely)",
         Confidence::Low => " (a guess)",
     };
-    page.note(
+    page.line(
         colour(event.severity, Colour::Strong),
-        &format!("{time} {}{sure}", escape(&what)),
+        &format!(
+            "{time} CONTAINER ENDED  {title} · {}{sure}",
+            super::name(&verdict.cause)
+        ),
     );
     page.paragraph(Colour::Strong, &escape(&verdict.summary), 2);
     if let Some(request) = &death.stop_request {
         page.item("asked", &escape(&asked(request)), 1);
     }
     if let Some(sender) = death.sender.as_ref().filter(|sender| is_told(sender)) {
-        page.item("by", &escape(&sent(sender)), 2);
+        page.item("by", &escape(&sent(sender)), 1);
     }
     if let Some(fault) = death.fault.as_ref().and_then(crashed) {
         page.item("fault", &escape(&fault), 1);
     }
     for (index, evidence) in verdict.evidence.iter().take(EVIDENCE).enumerate() {
         let title = if index == 0 { "because" } else { "" };
-        page.item(title, &escape(evidence), 2);
+        page.item(title, &escape(evidence), 1);
     }
     page.item("lived", &lived(death), 1);
     if let Some(restarts) = &death.restarts {
@@ -61,7 +63,7 @@ pub(super) fn page(page: &mut Page, time: &str, event: &Event, death: &ProcessDe
             Some(false) => format!("does not say OOMKilled{wrong}: {}", report.why),
             None => report.why.clone(),
         };
-        page.item("Kubernetes", &escape(&says), 2);
+        page.item("k8s", &escape(&says), 2);
     }
     for (index, step) in verdict.next_steps.iter().take(COMMANDS).enumerate() {
         page.command(if index == 0 { "next" } else { "" }, &escape(step));
@@ -76,32 +78,30 @@ const fn colour(severity: Severity, ordinary: Colour) -> Colour {
     }
 }
 
-/// "CONTAINER ENDED shop/cart-0/app · sh[12] · exit code 137 (SIGKILL)".
-fn ended(event: &Event, death: &ProcessDeath) -> String {
-    let title = match death.role {
-        Some(ProcessRole::Init) => "CONTAINER ENDED",
-        _ => "DIED",
-    };
-    let process = event
-        .process
-        .as_ref()
-        .map_or_else(|| "a process".to_owned(), label::process);
-    let cgroup = death.cgroup.as_ref();
-    let whose = label::subject(event.k8s.as_ref(), event.container.as_ref(), cgroup);
+/// "exit code 137 (SIGKILL), 41 more with it".
+fn title(death: &ProcessDeath) -> String {
     let signal = death
         .signal
         .as_ref()
-        .map(|signal| format!(" ({})", signal.name))
+        .map(|signal| format!(" ({})", escape(&signal.name)))
         .unwrap_or_default();
     let others = match death.others {
         0 => String::new(),
         others => format!(", {others} more with it"),
     };
-    format!(
-        "{title} {}{process}, exit code {}{signal}{others}",
-        whose.map(|whose| format!("{whose} · ")).unwrap_or_default(),
-        death.exit_code
-    )
+    format!("exit code {}{signal}{others}", death.exit_code)
+}
+
+fn who(event: &Event, death: &ProcessDeath) -> String {
+    let process = event
+        .process
+        .as_ref()
+        .map_or_else(|| "a process".to_owned(), label::process);
+    let cgroup = death.cgroup.as_ref();
+    match label::subject(event.k8s.as_ref(), event.container.as_ref(), cgroup) {
+        Some(owner) => format!("{process} in {owner}"),
+        None => process,
+    }
 }
 
 /// Whether a process is to be named: not where the kernel acted on its own, and the process is only
