@@ -293,7 +293,7 @@ impl Daemon {
             && let Some(key) = RestartKey::of(who.k8s.as_ref(), who.container.as_ref())
         {
             let history = &mut self.morgue.history;
-            event.restarts = history.add(key, death.boot_ns, verdict.cause, &in_words);
+            event.restarts = Some(history.add(key, death.boot_ns, verdict.cause, &in_words));
         }
         event.verdict = verdict;
         self.outbox.write_of(

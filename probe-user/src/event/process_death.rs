@@ -43,8 +43,8 @@ pub struct ProcessDeath {
     /// What the container runtime says of the container. Null if the container lives on, or the
     /// runtime could not be asked in time.
     pub runtime: Option<RuntimeStatus>,
-    /// Deaths of the same container of the same pod before, restarts included. Null for any process
-    /// but a container's first.
+    /// This death and those of the same container of the same pod before, restarts included. Null for
+    /// any process but a container's first.
     pub restarts: Option<Restarts>,
     /// Whether the container's status in Kubernetes will say `OOMKilled`; see
     /// `verdict.kubernetes_will_report` for whether that is true. Null outside Kubernetes, for a

@@ -222,7 +222,7 @@ fn death_of_an_exec_probe(containerd: &Containerd, probe: &Path) -> Result<()> {
     for (command, cause) in [
         ("exit 7", "app_exit"),
         // From within its namespace, as it is not the first there.
-        ("kill -9 $$", "killed_by_process"),
+        ("kill -9 $$", "own_signal"),
     ] {
         let answer = app.exec(&["/bin/sh", "-c", command])?;
         let what = format!("end of the probe with {}", answer.exit_code);

@@ -53,7 +53,11 @@ pub(super) fn page(page: &mut Page, time: &str, event: &Event, death: &ProcessDe
         page.item(title, &escape(evidence), 1);
     }
     page.item("lived", &lived(death), 1);
-    if let Some(restarts) = &death.restarts {
+    if let Some(restarts) = death
+        .restarts
+        .as_ref()
+        .filter(|restarts| restarts.deaths > 1)
+    {
         page.item("before", &escape(&restarts.summary), 2);
     }
     if let Some(report) = &verdict.kubernetes_will_report {

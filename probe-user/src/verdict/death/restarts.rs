@@ -51,14 +51,14 @@ impl Default for History {
 }
 
 impl History {
-    /// Remembers a death and tells of it and those before; `None` for the first.
+    /// Remembers a death and tells of it and those before.
     pub fn add(
         &mut self,
         key: RestartKey,
         at_boot_ns: u64,
         cause: DeathCause,
         label: &str,
-    ) -> Option<Restarts> {
+    ) -> Restarts {
         let deaths = self.0.get_or_insert_mut(key, VecDeque::new);
         deaths.retain(|past| at_boot_ns.saturating_sub(past.at_boot_ns) <= WINDOW_NS);
         if deaths.len() == DEATHS {
@@ -69,7 +69,7 @@ impl History {
             cause,
             label: label.to_owned(),
         });
-        (deaths.len() > 1).then(|| restarts(deaths, at_boot_ns))
+        restarts(deaths, at_boot_ns)
     }
 }
 
@@ -88,12 +88,14 @@ fn restarts(deaths: &VecDeque<Past>, at_boot_ns: u64) -> Restarts {
         deaths: deaths.len() as u64,
         window_ms,
         causes,
-        summary: format!(
-            "{} deaths in {}: {}",
-            deaths.len(),
-            stop::ms_label(window_ms),
-            labels.join(", ")
-        ),
+        summary: match deaths.len() {
+            1 => format!("1 death: {}", labels.join(", ")),
+            count => format!(
+                "{count} deaths in {}: {}",
+                stop::ms_label(window_ms),
+                labels.join(", ")
+            ),
+        },
     }
 }
 
@@ -196,8 +198,7 @@ mod tests {
         let liveness = (DeathCause::LivenessKill, "liveness kill");
         let oom = (DeathCause::OomKill, "container OOM at 512 MiB");
         for (minute, (cause, label)) in [(0, liveness), (3, oom), (6, oom), (9, oom), (12, oom)] {
-            last = history.add(key("app"), minute * MINUTE_NS, cause, label);
-            assert_eq!(last.is_none(), minute == 0);
+            last = Some(history.add(key("app"), minute * MINUTE_NS, cause, label));
         }
         let last = last.unwrap();
         assert_eq!(
@@ -207,21 +208,26 @@ mod tests {
         assert_eq!((last.deaths, last.window_ms), (5, 720_000));
         assert_eq!(last.causes[0].cause, DeathCause::OomKill);
         assert_eq!(last.causes[0].count, 4);
-        assert_eq!(history.add(key("other"), 0, oom.0, oom.1), None);
+        let other = history.add(key("other"), 0, oom.0, oom.1);
+        assert_eq!(other.summary, "1 death: 1 × container OOM at 512 MiB");
     }
 
     #[test]
     fn what_is_remembered_is_bounded_in_time_and_number() {
         let mut history = History::default();
-        let mut add = |name: &str, at| history.add(key(name), at, DeathCause::AppExit, "exit 1");
-        assert_eq!(add("app", 0), None);
-        assert_eq!(add("app", WINDOW_NS + 1), None);
-        let last = (2..200).filter_map(|n| add("app", WINDOW_NS + n)).last();
-        assert_eq!(last.unwrap().deaths, 50);
+        let mut add = |name: &str, at| {
+            history
+                .add(key(name), at, DeathCause::AppExit, "exit 1")
+                .deaths
+        };
+        assert_eq!(add("app", 0), 1);
+        assert_eq!(add("app", WINDOW_NS + 1), 1);
+        let last = (2..200).map(|n| add("app", WINDOW_NS + n)).last();
+        assert_eq!(last, Some(50));
         for n in 0..CONTAINERS.get() {
             add(&format!("c{n}"), 0);
         }
-        assert_eq!(add("app", WINDOW_NS + 300), None);
+        assert_eq!(add("app", WINDOW_NS + 300), 1);
     }
 
     #[test]

@@ -236,7 +236,7 @@ fn told(case: Case) -> (&'static str, Event) {
     for minute in 0..=before {
         let key = RestartKey::of(Some(&pod), Some(&container)).unwrap();
         let at_ns = minute * 150_000_000_000;
-        death.restarts = history.add(key, at_ns, verdict.cause, &words);
+        death.restarts = Some(history.add(key, at_ns, verdict.cause, &words));
     }
     death.kubernetes_says_oomkilled = verdict
         .kubernetes_will_report
