@@ -144,7 +144,12 @@ fn remember<A: Access>(how: How, target: Task<A>) {
     if let Some(sender) = Task::<Probed>::current() {
         describe_ids(sender, &mut sent.sender);
     }
-    if SENT.insert(key, &*sent, 0).is_err() {
+    #[expect(
+        clippy::needless_borrows_for_generic_args,
+        reason = "moved, it would be copied to the stack, which is too small"
+    )]
+    let inserted = SENT.insert(key, &*sent, 0);
+    if inserted.is_err() {
         lost(Loss::SentMapFull);
     }
 }
