@@ -53,6 +53,18 @@ fn has_disk(directory: &Path) -> bool {
     statfs(directory).is_ok_and(|fs| disks.contains(&fs.filesystem_type()))
 }
 
+/// This kernel came without its modules: a scenario that needs the device cannot run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoZram;
+
+impl std::fmt::Display for NoZram {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("this kernel has no zram")
+    }
+}
+
+impl std::error::Error for NoZram {}
+
 /// A block device in memory, removed when dropped.
 #[derive(Debug)]
 pub struct Zram {
@@ -66,10 +78,8 @@ impl Zram {
     pub fn new(mib: u64) -> Result<Self> {
         if !Path::new(HOT_ADD).exists() {
             let loaded = Command::new("modprobe").arg("zram").status();
-            ensure!(
-                loaded.context("modprobe")?.success() && Path::new(HOT_ADD).exists(),
-                "this kernel has no zram"
-            );
+            let is_there = loaded.context("modprobe")?.success() && Path::new(HOT_ADD).exists();
+            ensure!(is_there, NoZram);
         }
         let number = fs::read_to_string(HOT_ADD).context(HOT_ADD)?;
         let number = number.trim().to_owned();

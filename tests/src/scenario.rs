@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::block::NoZram;
 use crate::cgroup::{Cgroup, Hierarchy, Version};
 use crate::deadline::until;
 use crate::death::Death;
@@ -384,6 +385,9 @@ impl Runner {
             Some(reason) => (Outcome::Skipped, Some(reason)),
             None => match self.attempt(scenario) {
                 Ok(()) => (Outcome::Passed, None),
+                Err(error) if error.is::<NoZram>() => {
+                    (Outcome::Skipped, Some(format!("{error:#}")))
+                }
                 Err(error) => (Outcome::Failed, Some(format!("{error:#}"))),
             },
         };
