@@ -82,6 +82,8 @@ pub struct Tick {
 /// What the kernel's counters of a cgroup were when it killed by its limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AtKill {
+    /// `memory.max`, bytes; `None` for none.
+    pub limit_bytes: Option<u64>,
     /// The most it ever was charged.
     pub peak_bytes: Option<u64>,
     /// Hits of its hard limit since it was made.
@@ -286,6 +288,8 @@ impl Pressure {
             (cgroup, cgroup.known())
         };
         known.peak_bytes = at_kill.peak_bytes;
+        // A limit that was set after the last look at the settings.
+        known.limit_bytes = at_kill.limit_bytes.or(known.limit_bytes);
         // On v1 samples have the hooks' count, which is another one.
         if !self.roots.hooked {
             known.max_events = at_kill.max_events.or(known.max_events);

@@ -535,6 +535,10 @@ impl Daemon {
         }
         let page_bytes = self.context.page_bytes;
         let at_kill = AtKill {
+            limit_bytes: level
+                .map(|level| level.max_pages)
+                .filter(|&pages| pages < NO_LIMIT_PAGES)
+                .map(|pages| pages.saturating_mul(page_bytes)),
             peak_bytes: level.map(|level| level.watermark_pages.saturating_mul(page_bytes)),
             max_events: level.and_then(local_max),
         };
