@@ -25,7 +25,8 @@ pub struct ProcessDeath {
     pub role: Option<ProcessRole>,
     /// From its start to its end.
     pub lifetime_ms: Option<u64>,
-    /// Most memory it ever had resident (`ru_maxrss` of `getrusage(2)`).
+    /// Most memory it ever had resident (`ru_maxrss` of `getrusage(2)`): also what it was before it
+    /// called execve, a copy of its parent.
     pub peak_rss_bytes: Option<u64>,
     /// Who sent the deadly signal. Null if it exited by itself, and if the kernel did not tell.
     pub sender: Option<Sender>,

@@ -25,11 +25,35 @@ pub(super) struct Value {
     pub(super) pages: u64,
 }
 
-/// What was told last.
+/// What the kernel's counters of a cgroup were at a limit hit that came with a record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct AtHit {
+    pub(super) usage_bytes: u64,
+    /// `memory.max`; `None` for none.
+    pub(super) max_bytes: Option<u64>,
+    /// `memory.high`; `None` for none.
+    pub(super) high_bytes: Option<u64>,
+}
+
+/// What was told last, and what was seen at the last hit: of a cgroup that is gone before it is
+/// looked at, there is nothing else.
 #[derive(Debug, Default)]
-pub(super) struct Ledger(BTreeMap<(u64, Counter), (Value, u64)>);
+pub(super) struct Ledger {
+    told: BTreeMap<(u64, Counter), (Value, u64)>,
+    at_hit: BTreeMap<u64, AtHit>,
+}
 
 impl Ledger {
+    /// A limit of a cgroup was hit.
+    pub(super) fn hit(&mut self, id: u64, at_hit: AtHit) {
+        self.at_hit.insert(id, at_hit);
+    }
+
+    /// The last hit of a cgroup that came with a record.
+    pub(super) fn at_hit(&self, id: u64) -> Option<AtHit> {
+        self.at_hit.get(&id).copied()
+    }
+
     /// What is new of a counter, if it is to be told: at once the first time, then no more often
     /// than every [`PAUSE_NS`]; `last` does not wait, as nothing comes after it.
     pub(super) fn due(
@@ -40,7 +64,7 @@ impl Ledger {
         now_ns: u64,
         last: bool,
     ) -> Option<Value> {
-        let told = self.0.get(&(id, counter));
+        let told = self.told.get(&(id, counter));
         let (known, at_ns) = told.copied().unwrap_or_default();
         let new = Value {
             count: value.count.saturating_sub(known.count),
@@ -58,17 +82,18 @@ impl Ledger {
         if !is_news || !is_time {
             return None;
         }
-        self.0.insert((id, counter), (value, now_ns));
+        self.told.insert((id, counter), (value, now_ns));
         Some(new)
     }
 
     /// The cgroup was removed.
     pub(super) fn forget(&mut self, id: u64) {
         let counters = (id, Counter::Hits(LimitEvent::Max))..=(id, Counter::Stalls(LAST_KIND));
-        let gone: Vec<_> = self.0.range(counters).map(|(key, _)| *key).collect();
+        let gone: Vec<_> = self.told.range(counters).map(|(key, _)| *key).collect();
         for key in gone {
-            self.0.remove(&key);
+            self.told.remove(&key);
         }
+        self.at_hit.remove(&id);
     }
 }
 
@@ -133,8 +158,13 @@ mod tests {
             ledger.due(1, counter, much, 5, false);
             ledger.due(2, counter, much, 5, false);
         }
+        for id in [1, 2] {
+            ledger.hit(id, AtHit::default());
+        }
         ledger.forget(1);
-        assert_eq!(ledger.0.len(), 4);
-        assert!(ledger.0.keys().all(|(id, _)| *id == 2));
+        assert_eq!(ledger.told.len(), 4);
+        assert!(ledger.told.keys().all(|(id, _)| *id == 2));
+        assert_eq!(ledger.at_hit(1), None);
+        assert_eq!(ledger.at_hit(2), Some(AtHit::default()));
     }
 }

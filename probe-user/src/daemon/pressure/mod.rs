@@ -14,7 +14,7 @@ use tokio::{
 
 use self::{
     inquiry::{Inquiries, Looks},
-    ledger::Ledger,
+    ledger::{AtHit, Ledger},
     tell::Counted,
 };
 use super::Daemon;
@@ -150,16 +150,22 @@ impl Daemon {
             .unwrap_or_default()
             .path(0);
         let now_ns = record.header.time_boot_ns;
+        let page_bytes = self.context.page_bytes;
+        let limit =
+            |pages| (pages < NO_LIMIT_PAGES).then(|| u64::saturating_mul(pages, page_bytes));
+        let usage_bytes = hit.usage_pages.saturating_mul(page_bytes);
         if let Some(lookout) = &mut self.lookout {
             lookout.sampling.limit_hit(&path, now_ns);
+            let at_hit = AtHit {
+                usage_bytes,
+                max_bytes: limit(hit.max_pages),
+                high_bytes: limit(hit.high_pages),
+            };
+            lookout.ledger.hit(hit.memcg_id, at_hit);
         }
-        let usage_bytes = hit.usage_pages.saturating_mul(self.context.page_bytes);
         let counted = Counted {
             totals: &hit.totals,
             usage_bytes: Some(usage_bytes),
-            limit_bytes: [hit.max_pages, hit.high_pages].map(|pages| {
-                (pages < NO_LIMIT_PAGES).then(|| pages.saturating_mul(self.context.page_bytes))
-            }),
             reclaim_ns: None,
         };
         self.tell_hits(hit.memcg_id, Some(&path), &counted, now_ns, false);

@@ -53,8 +53,6 @@ pub(super) struct Counted<'a> {
     pub(super) totals: &'a LimitTotals,
     /// At the hit; `None` takes the last sample.
     pub(super) usage_bytes: Option<u64>,
-    /// `memory.max` and `memory.high` at the hit; `None` takes those last read.
-    pub(super) limit_bytes: [Option<u64>; 2],
     pub(super) reclaim_ns: Option<u64>,
 }
 
@@ -99,7 +97,6 @@ impl Daemon {
             let counted = Counted {
                 totals,
                 usage_bytes: None,
-                limit_bytes: [None; 2],
                 reclaim_ns: reclaim.map(|reclaim| reclaim.total_ns),
             };
             self.tell_hits(memcg.memcg_id, path, &counted, now_ns, last);
@@ -149,7 +146,21 @@ impl Daemon {
             else {
                 continue;
             };
-            let now = path.and_then(|path| lookout.sampling.usage(path));
+            let looked = path.and_then(|path| lookout.sampling.usage(path));
+            let at_hit = lookout.ledger.at_hit(id);
+            let usage_bytes = counted
+                .usage_bytes
+                .or(looked.map(|(usage, _)| usage))
+                .or(at_hit.map(|at_hit| at_hit.usage_bytes));
+            let settings = looked.map(|(_, settings)| settings);
+            let limit_bytes = match event {
+                LimitEvent::Max => at_hit
+                    .and_then(|at_hit| at_hit.max_bytes)
+                    .or(settings.and_then(|settings| settings.own_max_bytes)),
+                LimitEvent::High => at_hit
+                    .and_then(|at_hit| at_hit.high_bytes)
+                    .or(settings.and_then(|settings| settings.high_bytes)),
+            };
             let body = MemcgLimit {
                 cgroup: cgroup(id, path),
                 event,
@@ -157,13 +168,8 @@ impl Daemon {
                 new: new.count,
                 kernel_count: Some(kernel_count),
                 reclaim_ns: counted.reclaim_ns,
-                usage_bytes: counted.usage_bytes.or(now.map(|(usage, _)| usage)),
-                limit_bytes: match event {
-                    LimitEvent::Max => counted.limit_bytes[0]
-                        .or_else(|| now.and_then(|(_, settings)| settings.own_max_bytes)),
-                    LimitEvent::High => counted.limit_bytes[1]
-                        .or_else(|| now.and_then(|(_, settings)| settings.high_bytes)),
-                },
+                usage_bytes,
+                limit_bytes,
                 last_trigger: (totals.last_tid != 0).then(|| last_trigger(totals)),
                 source: source.clone(),
             };
