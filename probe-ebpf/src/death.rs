@@ -50,18 +50,23 @@ fn is_dull<A: Access>(task: Task<A>) -> bool {
 /// Whether this death is to be recorded. What most processes of a node that forks much have, exit
 /// code 0 outside of a pid namespace, takes the least time.
 #[inline(always)]
-pub fn is_of_interest<A: Access>(mode: u32, task: Task<A>, status: i32) -> bool {
+pub fn is_of_interest<A: Access>(
+    mode: u32,
+    task: Task<A>,
+    leader: Task<A>,
+    status: i32,
+) -> bool {
     match mode {
         deaths::OFF => false,
         deaths::ALL => true,
-        _ => (status != 0 || is_container_init(task)) && !is_dull(task),
+        _ => (status != 0 || is_container_init(leader)) && !is_dull(task),
     }
 }
 
 /// Whether it is the first process of a pid namespace that is not the node's.
 #[inline(always)]
-fn is_container_init<A: Access>(task: Task<A>) -> bool {
-    let Some(pid) = task.group_leader().and_then(Task::thread_pid) else {
+fn is_container_init<A: Access>(leader: Task<A>) -> bool {
+    let Some(pid) = leader.thread_pid() else {
         return false;
     };
     let level = pid.level().unwrap_or(0);
@@ -72,7 +77,7 @@ fn is_container_init<A: Access>(task: Task<A>) -> bool {
 /// fatal signal, else the leader's own, whichever thread was last (`wait_task_zombie()`,
 /// kernel/exit.c).
 #[inline(always)]
-pub fn wait_status<A: Access>(task: Task<A>) -> i32 {
+pub fn wait_status<A: Access>(task: Task<A>, leader: Task<A>) -> i32 {
     let signal = task.signal();
     let is_group_exit = signal
         .and_then(|signal| signal.flags())
@@ -80,7 +85,7 @@ pub fn wait_status<A: Access>(task: Task<A>) -> i32 {
     let code = if is_group_exit {
         signal.and_then(|signal| signal.group_exit_code())
     } else {
-        task.group_leader().and_then(Task::exit_code)
+        leader.exit_code()
     };
     code.unwrap_or(0)
 }
@@ -93,15 +98,13 @@ pub fn sent_key(pid: u32, signal: i32) -> u64 {
 
 /// Writes the record.
 #[inline(always)]
-pub fn report<A: Access>(task: Task<A>, status: i32, source: u32) {
+pub fn report<A: Access>(task: Task<A>, leader: Task<A>, status: i32, source: u32) {
     let Some((record, out)) = Record::new::<wire::Death>(Slot::Exit, kind::DEATH, source) else {
         return;
     };
     describe_ids(task, &mut out.task);
     // The name of the process, not of the thread that happened to be last.
-    if let Some(leader) = task.group_leader() {
-        leader.comm(&mut out.task.comm);
-    }
+    leader.comm(&mut out.task.comm);
     out.exit_code = status;
     out.seccomp_mode = task.seccomp_mode().unwrap_or(u32::MAX);
     out.max_rss_pages = task

@@ -53,18 +53,26 @@ fn body<A: Access>(task: *const u8, group_dead: Option<bool>, source: u32) {
         return;
     }
     let mode = death::mode();
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let thread = bpf_get_current_pid_tgid();
+    let pid = (thread >> 32) as u32;
     // SAFETY: the value is only copied.
     let victim = unsafe { VICTIMS.get(pid) }.copied();
     if mode == deaths::OFF && victim.is_none() {
         return;
     }
-    let status = wait_status(task);
+    // Most often the last thread is the first one: a read less.
+    let leader = if pid == thread as u32 {
+        Some(task)
+    } else {
+        task.group_leader()
+    };
+    let Some(leader) = leader else { return };
+    let status = wait_status(task, leader);
     if let Some(start_boot_ns) = victim {
         victim_exit(pid, start_boot_ns, status, source);
     }
-    if death::is_of_interest(mode, task, status) {
-        death::report(task, status, source);
+    if death::is_of_interest(mode, task, leader, status) {
+        death::report(task, leader, status, source);
     }
 }
 

@@ -254,6 +254,7 @@ impl Daemon {
         let link = self.oom_of(&death);
         early.findings.incident = link.as_ref().map(|(incident, _)| incident.clone());
         let mut event = death::process_death(&self.context, &death, &early.findings, &identities);
+        event.before = early.before.take().filter(|_| link.is_none());
         let process = explain::process(&self.context, &death.task, None);
         let earlier_oom = early
             .claim
@@ -273,7 +274,6 @@ impl Daemon {
             death: &event,
             oom: link.map(|(_, part)| part),
             earlier_oom: earlier_oom.as_ref(),
-            before: early.before.as_ref(),
             node: NodeState {
                 available_bytes: early.available_bytes,
                 eviction_threshold_bytes: self.morgue.eviction_threshold_bytes,

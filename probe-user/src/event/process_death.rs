@@ -3,7 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Cgroup, Confidence, Container, K8s, KubernetesReport, Process, Severity, Time};
+use super::{
+    Before, Cgroup, Confidence, Container, K8s, KubernetesReport, Process, Severity, Time,
+};
 
 /// A process ended.
 ///
@@ -38,6 +40,10 @@ pub struct ProcessDeath {
     pub incident: Option<String>,
     /// Whether its container lived on. Null outside containers and for a container's first process.
     pub container_survived: Option<bool>,
+    /// What the container went through before. Null for what is not the end of a container and not
+    /// of the runtime's doing, for a victim of an OOM kill (its `oom_kill` has it), and if it was not
+    /// sampled.
+    pub before: Option<Before>,
     /// Other processes of the same container that ended with it, by the same signal, and have no
     /// event of their own.
     pub others: u64,

@@ -4,12 +4,13 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use super::{
-    Death, Error, HeldUp, Hole, MOST_DEATHS, Query, Span, Story, Subject, pattern, timeline,
+    Death, Error, HeldUp, Hole, LeadUp, MOST_DEATHS, Query, Span, Story, Subject, pattern, timeline,
 };
 use crate::event::label;
 use crate::event::{
-    Body, Container, DeathCause, Event, FindingId, K8s, LimitEvent, OomKill, OomOutcome, Outcome,
-    Pressure, Process, ProcessDeath, ProcessRole, Role, StallKind, Time, Victim,
+    Before, Body, Confidence, Container, DeathCause, Event, FindingId, K8s, LimitEvent, OomKill,
+    OomOutcome, Outcome, Pressure, Process, ProcessDeath, ProcessRole, Role, StallKind, Time,
+    Victim,
 };
 
 /// Events kept of those that lead up to deaths.
@@ -55,6 +56,8 @@ pub(super) struct Kill {
 pub(super) struct End {
     pub(super) death: Death,
     pub(super) pid: Option<u32>,
+    /// As of a [`Kill`].
+    pub(super) has_before: bool,
 }
 
 /// What became of a kill.
@@ -546,7 +549,8 @@ fn digest_kill(event: &Event, kill: &OomKill, victims: &[&Victim]) -> Option<Kil
     } else {
         DeathCause::OomGroup
     };
-    death.confidence = verdict.confidence;
+    // That it was killed for want of memory is the kernel's word; why that was short is a reading.
+    death.confidence = Confidence::High;
     death.scope = Some(kill.scope);
     death.limit_bytes = kill
         .limit
@@ -561,13 +565,7 @@ fn digest_kill(event: &Event, kill: &OomKill, victims: &[&Victim]) -> Option<Kil
         .kubernetes_will_report
         .clone_from(&verdict.kubernetes_will_report);
     death.next_steps.clone_from(&verdict.next_steps);
-    if let Some(before) = &kill.before {
-        death.lead_up.growth_bytes_per_s = before.growth_bytes_per_s;
-        death.lead_up.max_hits = before.max_hits;
-        death.lead_up.high_hits = before.high_hits;
-        death.lead_up.stall_ms = before.stall_ms;
-        death.lead_up.thrashed = before.thrashed;
-    }
+    death.lead_up = recorded(kill.before.as_ref());
     let ids = victims.iter().take(MOST_VICTIMS);
     Some(Kill {
         death,
@@ -607,10 +605,24 @@ fn digest_death(event: &Event, death: &ProcessDeath) -> End {
         .as_ref()
         .and_then(|runtime| runtime.reason.clone());
     kept.next_steps.clone_from(&verdict.next_steps);
+    kept.lead_up = recorded(death.before.as_ref());
     End {
         death: kept,
         pid: event.process.as_ref().and_then(|process| process.pid),
+        has_before: death.before.is_some(),
     }
+}
+
+/// What an event itself says of what led up to it.
+fn recorded(before: Option<&Before>) -> LeadUp {
+    before.map_or_else(LeadUp::default, |before| LeadUp {
+        growth_bytes_per_s: before.growth_bytes_per_s,
+        max_hits: before.max_hits,
+        high_hits: before.high_hits,
+        stall_ms: before.stall_ms,
+        thrashed: before.thrashed,
+        ..LeadUp::default()
+    })
 }
 
 fn held_up(pressure: &Pressure) -> Option<HeldUp> {

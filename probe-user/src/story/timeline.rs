@@ -115,7 +115,7 @@ fn join(
             }
             own_by_incident.insert(key, own.len());
         }
-        own.push((end.death, false));
+        own.push((end.death, end.has_before));
     }
     own.extend(kills.into_iter().map(|kill| (kill.death, kill.has_before)));
     own

@@ -49,7 +49,7 @@ fn pod(containerd: &Containerd, name: &str, command: &[&str]) -> Result<Pod> {
 }
 
 /// The end of a container, by its first process.
-fn end_of(tracer: &Tracer, container: &str) -> Result<Value> {
+pub(super) fn end_of(tracer: &Tracer, container: &str) -> Result<Value> {
     let what = format!("end of container {container}");
     tracer.wait_for(&what, soon(), |event| {
         event["kind"] == "process_death"

@@ -5,6 +5,7 @@
 //! `cargo xtask test` sets it.
 
 mod deaths;
+mod story;
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -76,7 +77,8 @@ fn trials(containerd: &SharedContainerd, probe: &Path) -> Vec<Trial> {
         let containerd = containerd.clone();
         Trial::test(name, move || within(&containerd, test))
     });
-    let traced = traced.into_iter().chain(deaths::ALL).map(|(name, test)| {
+    let traced = traced.into_iter().chain(deaths::ALL).chain(story::ALL);
+    let traced = traced.map(|(name, test)| {
         let containerd = containerd.clone();
         let probe = probe.to_path_buf();
         Trial::test(name, move || {

@@ -1,6 +1,6 @@
 //! What a verdict on a death rests on.
 
-use crate::event::{Before, Container, K8s, Process, ProcessDeath};
+use crate::event::{Container, K8s, Process, ProcessDeath};
 
 /// All that is known about a death.
 #[derive(Clone, Copy, Debug)]
@@ -17,9 +17,6 @@ pub struct Facts<'a> {
     pub oom: Option<OomPart>,
     /// The last OOM kill of another process of its container, before it died.
     pub earlier_oom: Option<&'a EarlierOom>,
-    /// What its cgroup and the node went through in the seconds before it was killed, if they were
-    /// sampled.
-    pub before: Option<&'a Before>,
     /// The node's memory when it died, and what the kubelet makes of it.
     pub node: NodeState,
 }

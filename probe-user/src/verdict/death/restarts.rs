@@ -161,7 +161,7 @@ pub fn label(facts: &Facts<'_>, verdict: &DeathVerdict) -> String {
         C::RuntimeStop => "stop by the runtime".to_owned(),
         C::RuntimeStopGraceExpired => "kill after the grace period".to_owned(),
         C::Eviction => "eviction".to_owned(),
-        C::LivenessKill if facts.before.and_then(stop::stall).is_some() => {
+        C::LivenessKill if facts.death.before.as_ref().and_then(stop::stall).is_some() => {
             "liveness kill during reclaim stall".to_owned()
         }
         C::LivenessKill => "liveness kill".to_owned(),

@@ -60,8 +60,8 @@ pub(super) fn find(
         let mut why = "was stopped by the runtime alone of its pod: a liveness or startup probe \
                        failed, or its container was restarted"
             .to_owned();
-        if let Some(stall) = facts.before.and_then(stall) {
-            evidence.push(stall);
+        if let Some(stall) = facts.death.before.as_ref().and_then(stall) {
+            evidence.insert(0, stall);
             why.push_str("; the probe probably failed because the container stood still");
         }
         return finding(DeathCause::LivenessKill, Medium, why, evidence);

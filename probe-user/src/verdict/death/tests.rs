@@ -65,7 +65,6 @@ fn explained<'a>(death: &'a ProcessDeath, change: impl FnOnce(&mut Facts<'a>)) -
         death,
         oom: None,
         earlier_oom: None,
-        before: None,
         node: NodeState::default(),
     };
     change(&mut facts);
@@ -182,7 +181,6 @@ fn an_exit_right_after_an_oom_kill_says_so() {
             death: &death,
             oom: None,
             earlier_oom: Some(&oom),
-            before: None,
             node: NodeState::default(),
         };
         let summary = process_death(&facts).summary;
@@ -327,7 +325,11 @@ fn a_liveness_kill_after_a_stall_cites_it() {
             max_hits: Some(7),
             ..Before::default()
         };
-        let found = explained(&death, |facts| facts.before = Some(&before));
+        let death = ProcessDeath {
+            before: Some(before),
+            ..death.clone()
+        };
+        let found = explained(&death, |_| ());
         assert_eq!(found.summary.contains("stood still"), is_cited, "{found:?}");
         assert!(format!("{:?}", found.evidence).contains("grace period was over"));
     }

@@ -1,8 +1,8 @@
 //! Deaths, each with the verdict that its evidence leads to.
 
 use oomprobe::event::{
-    Body, Event, Fault, Process, ProcessDeath, ProcessRole, Qos, RuntimeStatus, Sender, Signal,
-    StopRequest, Time, Via,
+    Before, Body, Event, Fault, Process, ProcessDeath, ProcessRole, Qos, RuntimeStatus, Sender,
+    Signal, StopRequest, Time, Via,
 };
 use oomprobe::verdict::death::{
     EarlierOom, Facts, NodeState, OomPart, process_death,
@@ -108,6 +108,13 @@ fn cases() -> Vec<Case> {
     liveness.death.sender = Some(runc(9));
     liveness.death.stop_request = Some(request(30_011, Some(30_002)));
     liveness.death.runtime = Some(status(137, "Error", false));
+    liveness.death.before = Some(Before {
+        max_hits: Some(2_076),
+        stall_ms: Some(31_400.0),
+        thrashed: Some(true),
+        span_ms: 60_000.0,
+        ..Before::default()
+    });
     liveness.before = 1;
 
     let mut evicted = ended("evicted", 137);
@@ -224,7 +231,6 @@ fn told(case: Case) -> (&'static str, Event) {
         death: &death,
         oom,
         earlier_oom: earlier_oom.as_ref(),
-        before: None,
         node: NodeState {
             available_bytes: Some(available_bytes),
             eviction_threshold_bytes: Some(100 * MIB),

@@ -9,12 +9,14 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 
 use super::Stage;
+use crate::block::Source;
 use crate::deadline::until;
 use crate::death::Death;
 use crate::hog::{End, Hog};
 use crate::memcg;
 use crate::scenario::{Context, Need, Scenario};
 use crate::scenarios::MIB;
+use crate::scenarios::pressure::reader;
 
 pub(super) const ALL: &[Scenario] = &[
     Scenario::new(
@@ -128,8 +130,12 @@ fn systemd_oomd_kills(context: &mut Context) -> Result<()> {
     let pod = pod.context("a container is in a pod")?.to_owned();
     let _watched = manager.watch(&pod, context)?;
 
-    // What is over memory.high and cannot be reclaimed waits, again and again.
+    // What is over memory.high and cannot be reclaimed waits, again and again. Only where the kernel
+    // also scans for something to reclaim does the daemon kill.
+    let source = Source::new(64)?;
     memcg::set_high(&stage.container.cgroup, 16 * MIB)?;
+    let reading = reader(source.path(), 64, &[]);
+    let _reader = stage.spec().start(&reading, context.deadline)?;
     let hog = stage.spec().start(&["anon", "64"], context.deadline)?;
     check(context, &stage, hog, (&daemon, "systemd-oomd"), false)
 }
