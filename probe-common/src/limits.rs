@@ -33,6 +33,10 @@ pub const MAX_RSS_CPUS: u32 = 128;
 /// proves every write in bounds.
 pub const SCRATCH_LEN: usize = 8192;
 
+/// At least so many entries of an LRU map for each possible CPU: twice what a CPU may keep for itself
+/// (`LOCAL_FREE_TARGET`, kernel/bpf/bpf_lru_list.c).
+pub const LRU_ENTRIES_PER_CPU: u32 = 256;
+
 /// Processes whose death is being watched because the OOM killer chose them.
 pub const MAX_VICTIMS: u32 = 4096;
 

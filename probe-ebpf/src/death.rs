@@ -7,7 +7,7 @@ use probe_common::{
 };
 
 use crate::{
-    kernel::{Access, Kernfs, Task},
+    kernel::{Access, Kernfs, Probed, Task},
     maps::{DEATHS, DULL, SENT, SETTINGS, Slot},
     record::{Record, Writer, describe_ids, memory_kernfs, other_dfl_kernfs},
 };
@@ -17,6 +17,9 @@ pub const SIGKILL: i32 = 9;
 /// Signals by which a process is asked to stop: SIGTERM, SIGINT, SIGQUIT, SIGWINCH (httpd) and
 /// SIGRTMIN+3 (systemd).
 pub const STOP: [i32; 5] = [15, 2, 3, 28, 37];
+
+/// `task_struct.flags` (include/linux/sched.h): in `do_exit()`.
+const PF_EXITING: u32 = 4;
 
 /// `signal_struct.flags` (include/linux/sched/signal.h): `group_exit_code` is what the parent gets.
 const SIGNAL_GROUP_EXIT: u32 = 4;
@@ -71,6 +74,16 @@ fn is_container_init<A: Access>(leader: Task<A>) -> bool {
     };
     let level = pid.level().unwrap_or(0);
     level > 0 && pid.number(level) == Some(1)
+}
+
+/// Whether current is the first process of a pid namespace and takes all others of it along
+/// (`zap_pid_ns_processes()`, kernel/pid_namespace.c): what it sends are no kills for memory.
+#[inline(always)]
+pub fn is_exiting_init() -> bool {
+    let Some(task) = Task::<Probed>::current() else {
+        return false;
+    };
+    task.flags().is_some_and(|flags| flags & PF_EXITING != 0) && is_container_init(task)
 }
 
 /// The wait status that the parent gets, once the last thread exits: the code of a group exit or a

@@ -75,7 +75,16 @@ fn begin(memcg: *const u8, source: u32) {
             report(memcg, id, source);
         }
     }
-    stall::begin(MEMCG_RECLAIM, id, now);
+    begin_stall(id, now);
+}
+
+/// Nobody waits for khugepaged, which collapses pages for a memory cgroup and reclaims for it, nor for
+/// the worker that `memory.high` leaves work to.
+#[inline(always)]
+fn begin_stall(memcg_id: u64, now: u64) {
+    if !stall::is_kernel_thread() {
+        stall::begin(MEMCG_RECLAIM, memcg_id, now);
+    }
 }
 
 /// What [`begin_somewhere`] finds on its way up: kernfs ids, and a `struct mem_cgroup` whose record
@@ -128,7 +137,7 @@ fn begin_somewhere(source: u32) {
         };
         (memcg_id, Memcg::<Probed>::new(found.due as *const u8))
     };
-    stall::begin(MEMCG_RECLAIM, memcg_id, now);
+    begin_stall(memcg_id, now);
     if let Some(memcg) = due {
         report(memcg, memcg.id().unwrap_or(0), source);
     }

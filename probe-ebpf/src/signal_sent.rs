@@ -83,7 +83,7 @@ fn body<A: Access>(how: How, task: *const u8, source: u32) {
     let Some(target) = Task::<A>::new(task) else {
         return;
     };
-    if how.signal == SIGKILL && how.info == SEND_SIG_PRIV {
+    if how.signal == SIGKILL && how.info == SEND_SIG_PRIV && !death::is_exiting_init() {
         kernel_kill(target, how.result, source);
     }
     let matters = match how.result {

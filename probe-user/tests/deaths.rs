@@ -261,14 +261,11 @@ fn what_is_of_no_interest_is_not_recorded() {
     followed.probe.dull(death.task.memcg_id);
     let mut dull = fails();
     dull.wait().unwrap();
-    followed.probe.not_dull(death.task.memcg_id);
+    followed.probe.set_deaths(deaths::ALL).unwrap();
     let mut failed = fails();
     failed.wait().unwrap();
     let (first, _) = followed.first_of(&[dull.id(), failed.id()]);
     assert_eq!(first.task.pid, failed.id());
-
-    followed.probe.set_deaths(deaths::ALL).unwrap();
-    followed.probe.dull(death.task.memcg_id);
     let mut fine = Command::new("true").spawn().unwrap();
     let (_, signals) = followed.of(&mut fine);
     assert_eq!(signals, []);

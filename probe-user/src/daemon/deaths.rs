@@ -6,7 +6,10 @@
 use std::{num::NonZeroUsize, path::Path, rc::Rc, time::Duration};
 
 use lru::LruCache;
-use probe_common::{layout::deaths, wire::Sent};
+use probe_common::{
+    layout::deaths,
+    wire::{self, Sent},
+};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
@@ -14,7 +17,7 @@ use tokio::{
 
 use super::{Daemon, Options};
 use crate::{
-    event::{Before, Body, OomKill, ProcessRole, RuntimeStatus, text},
+    event::{Before, Body, OomKill, ProcessRole, RuntimeStatus, Via, text},
     identity::{Claim, Orchestrator, names::Resolver, path as grammar},
     incident::{
         assemble::{Incident, Role},
@@ -142,13 +145,22 @@ impl Morgue {
 impl Daemon {
     /// A process died.
     pub(super) fn death(&mut self, record: &Record) {
-        let Some(death) = Death::of(record) else {
+        let Some(mut death) = Death::of(record) else {
             return;
         };
+        if !death.has_path
+            && let Some(path) = self.path_of(&death.task)
+        {
+            (death.path, death.has_path) = (path, true);
+        }
         let claim = grammar::parse(&death.path);
         if self.options.deaths != Deaths::All && !is_container(&claim) {
-            // From now on the kernel does not tell of this cgroup.
-            self.probe.dull(death.task.memcg_id);
+            if death.has_path {
+                // From now on the kernel does not tell of this cgroup.
+                self.probe.dull(death.task.memcg_id);
+            } else {
+                self.outbox.lost("death_in_unknown_cgroup", 1);
+            }
             return;
         }
         let tells_of_container = death.is_namespace_init() || death.is_from_runtime();
@@ -158,7 +170,7 @@ impl Daemon {
         let mut findings = Findings::default();
         for (index, sent) in [death.sent, death.request].iter().enumerate() {
             if let Some(sent) = sent {
-                findings.sender_paths[index] = self.path_of(sent);
+                findings.sender_paths[index] = self.path_of(&sent.sender);
                 if tells_of_container && sent.sender.pid != death.task.pid {
                     findings.sender_cmdlines[index] = self.cmdline_of(sent);
                 }
@@ -196,19 +208,22 @@ impl Daemon {
             return;
         }
         early.findings.others = others;
-        if !death.is_namespace_init() && early.claim.container_id.is_some() {
-            early.findings.container_survived = self.survived(&death.path, &early.claim);
+        if let Some(container) = &early.claim.container_id {
+            // What was executed in a container that ended a moment later did not end it.
+            let is_outlived = !death.is_namespace_init() && self.morgue.held.has_init_of(container);
+            if !is_outlived {
+                early.findings.container_survived = self.survived(&death.path, &early.claim);
+            }
         }
         if let Some(faults) = &mut self.morgue.faults
             && death.signal().is_some_and(is_crash)
         {
-            let tid = death.sent.map_or(death.task.pid, |sent| sent.sender.tid);
+            let thread = death.sent.map_or(death.task, |sent| sent.sender);
             early.findings.logged = faults
-                .of(tid, death.struck_boot_ns())
+                .of(thread.tid, comm(&thread), death.struck_boot_ns())
                 .map(|fault| (fault.instruction, fault.mapping.clone()));
         }
-        let is_end = death.is_namespace_init()
-            || (death.is_from_runtime() && early.findings.container_survived == Some(false));
+        let is_end = death::role(&death, early.findings.container_survived) == ProcessRole::Init;
         let asked = early.claim.container_id.clone().filter(|_| {
             is_end
                 && may_wait
@@ -218,7 +233,8 @@ impl Daemon {
         let (resolver, node_name) = (Rc::clone(&self.resolver), self.node_name.clone());
         self.morgue.looking_up.spawn_local(async move {
             let paths = death::paths(&death, &early.findings);
-            let wants_sandbox = death.request.is_some();
+            let wants_sandbox = death.request.is_some()
+                || matches!(death.via, Via::Kill | Via::Sigqueue | Via::CgroupKill);
             let (identities, runtime) = tokio::join!(
                 Identities::resolve(&resolver, node_name.as_deref(), paths),
                 runtime_status(&resolver, asked, wants_sandbox),
@@ -311,10 +327,8 @@ impl Daemon {
         }
         let id = self.context.incident_id(incident);
         for victim in &incident.victims {
-            let part = match victim.role {
-                Role::AlreadyExiting => continue,
-                Role::Chosen => OomPart::Chosen,
-                Role::Group | Role::SharesMm => OomPart::TakenAlong,
+            let Some(part) = part(victim.role) else {
+                continue;
             };
             let task = &victim.task;
             self.morgue
@@ -343,12 +357,19 @@ impl Daemon {
 
     fn oom_of(&mut self, death: &Death) -> Option<(String, OomPart)> {
         let key = (death.task.pid, death.task.start_boot_ns);
-        self.morgue.victims.pop(&key)
+        self.morgue.victims.pop(&key).or_else(|| {
+            // Victims of a group may be gone for long before the last one is killed.
+            let open = self.assembler.open()?;
+            let mut victims = open.victims.iter();
+            let victim =
+                victims.find(|victim| (victim.task.pid, victim.task.start_boot_ns) == key)?;
+            Some((self.context.incident_id(open), part(victim.role)?))
+        })
     }
 
-    fn path_of(&mut self, sent: &Sent) -> Option<Vec<u8>> {
+    fn path_of(&mut self, task: &wire::Task) -> Option<Vec<u8>> {
         let hierarchy = self.context.memory_hierarchy;
-        let located = self.tree.as_mut()?.path(hierarchy, sent.sender.memcg_id)?;
+        let located = self.tree.as_mut()?.path(hierarchy, task.memcg_id)?;
         Some(located.path.to_vec())
     }
 
@@ -377,6 +398,15 @@ impl Daemon {
             .map(|dir| node::cgroup::is_populated(&dir));
         self.morgue.survival.put(root.to_vec(), (now, survived));
         survived
+    }
+}
+
+/// `None` for one that was dying already.
+fn part(role: Role) -> Option<OomPart> {
+    match role {
+        Role::AlreadyExiting => None,
+        Role::Chosen => Some(OomPart::Chosen),
+        Role::Group | Role::SharesMm => Some(OomPart::TakenAlong),
     }
 }
 

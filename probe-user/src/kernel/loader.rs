@@ -9,7 +9,7 @@ use aya::{
 };
 use probe_common::{
     layout::{KernelLayout, Settings},
-    limits::MAX_RSS_CPUS,
+    limits::{LRU_ENTRIES_PER_CPU, MAX_DULL, MAX_RSS_CPUS, MAX_SENT, MAX_VICTIMS},
     wire::{self, Loss},
 };
 
@@ -213,12 +213,6 @@ impl Probe {
         let _ = self.dull.insert(memcg_id, 0, 0);
     }
 
-    /// Takes [`Self::dull`] back, also for a cgroup that was removed.
-    pub fn not_dull(&mut self, memcg_id: u64) {
-        // Refused for what was never there.
-        let _ = self.dull.remove(&memcg_id);
-    }
-
     /// Losses counted in the kernel since the start, by reason.
     pub fn losses(&self) -> Result<[(Loss, u64); Loss::ALL.len()], MapError> {
         let mut out = Loss::ALL.map(|reason| (reason, 0));
@@ -301,10 +295,17 @@ pub fn survey(layout: &KernelLayout, cpus: u32) -> Result<Vec<Surveyed>, LoadErr
 /// Creates the maps; the programs are loaded one by one.
 fn load(layout: &KernelLayout, cpus: u32) -> Result<Ebpf, LoadError> {
     raise_memlock();
+    // Before 6.16 each CPU keeps 128 entries of an LRU map for itself: a map of few entries would be
+    // used up by many CPUs, which then give up what they only just put in.
+    let entries = |least: u32| least.max(cpus.saturating_mul(LRU_ENTRIES_PER_CPU));
+    let (victims, sent, dull) = (entries(MAX_VICTIMS), entries(MAX_SENT), entries(MAX_DULL));
     let cpus = if cpus <= MAX_RSS_CPUS { cpus } else { 0 };
     Ok(EbpfLoader::new()
         .override_global("LAYOUT", layout, true)
         .override_global("CPUS", &cpus, true)
+        .map_max_entries("VICTIMS", victims)
+        .map_max_entries("SENT", sent)
+        .map_max_entries("DULL", dull)
         .load(OBJECT)?)
 }
 

@@ -93,6 +93,13 @@ impl<T> Held<T> {
         })
     }
 
+    /// Whether the first process of `container` is among those that wait.
+    pub fn has_init_of(&self, container: &str) -> bool {
+        self.waiting
+            .iter()
+            .any(|waiting| waiting.container == container && waiting.death.is_namespace_init())
+    }
+
     /// When the next one's time comes, ns since boot.
     pub fn due_ns(&self) -> Option<u64> {
         let front = self.waiting.front()?;

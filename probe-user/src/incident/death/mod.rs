@@ -9,7 +9,7 @@ use probe_common::wire::{self, Sent, has, info, section};
 
 use super::{
     explain::{Context, cgroup, process},
-    who::{Identities, Who},
+    who::Identities,
 };
 use crate::{
     event::{
@@ -30,13 +30,23 @@ const STOP_SIGNALS: [i32; 5] = [
 
 /// Programs whose children the runtime started: a container's first process, and what is executed
 /// in it. One that ends at once still is the child of the runtime's command itself.
-const RUNTIME_MONITORS: &[&[u8]] = &[
+const RUNTIMES: &[&[u8]] = &[
     b"containerd-shim",
     b"conmon",
+    b"conmonrs",
     b"crio-conmon",
     b"runc",
     b"crun",
 ];
+
+/// Whether a program of this name starts what is in containers. A shim may call itself
+/// `containerd-shim-…`, cut to 15 bytes; a stage of runc `runc:[2:INIT]`.
+pub(super) fn is_runtime(comm: &[u8]) -> bool {
+    RUNTIMES.iter().any(|name| {
+        comm.strip_prefix(*name)
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b':' | b'-')))
+    })
+}
 
 /// A death, as its record tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +61,8 @@ pub struct Death {
     pub max_rss_pages: Option<u64>,
     /// Path of its memory cgroup.
     pub path: Vec<u8>,
+    /// False if that path is not whole: too deep, too long, or unreadable.
+    pub has_path: bool,
     /// Path of its v2 cgroup, where that is another.
     pub dfl_path: Option<Vec<u8>>,
     /// The signal that ended it, if one did and it was seen.
@@ -68,6 +80,7 @@ impl Death {
             return None;
         };
         let names = |tag| record.names(tag).map(|names| names.path(0));
+        let own = record.names(section::VICTIM_PATH);
         let signals = record.signals();
         let number = death.exit_code & 0x7f;
         let sent = signals
@@ -90,7 +103,8 @@ impl Death {
             boot_ns: record.header.time_boot_ns,
             status: death.exit_code,
             max_rss_pages: (death.max_rss_pages != u64::MAX).then_some(death.max_rss_pages),
-            path: names(section::VICTIM_PATH).unwrap_or_default(),
+            has_path: own.as_ref().is_some_and(|names| !names.truncated),
+            path: own.map(|names| names.path(0)).unwrap_or_default(),
             dfl_path: names(section::VICTIM_DFL_PATH),
             via: via::of(sent.as_ref(), number, death),
             sent,
@@ -105,8 +119,7 @@ impl Death {
 
     /// Whether the runtime started it: the container's first process, or one executed in it.
     pub fn is_from_runtime(&self) -> bool {
-        parent_comm(&self.task)
-            .is_some_and(|parent| RUNTIME_MONITORS.iter().any(|name| parent.starts_with(name)))
+        parent_comm(&self.task).is_some_and(|parent| is_runtime(parent))
     }
 
     /// Whether it is the first process of a pid namespace of its own.
@@ -168,7 +181,10 @@ pub fn process_death(
     let lifetime_ns = (death.task.start_boot_ns != 0)
         .then(|| death.boot_ns.saturating_sub(death.task.start_boot_ns));
     let who = identities.of(&death.path);
-    let role = role(death, &who, findings.container_survived);
+    let role = who
+        .container
+        .is_some()
+        .then(|| role(death, findings.container_survived));
     let sender = |index: usize, sent: &Sent, via: Via| {
         sender(context, sent, via, findings, index, identities)
     };
@@ -215,17 +231,16 @@ fn signal(number: i32) -> Signal {
 /// What it was to its container. A process that the runtime started and that is not the first of
 /// its pid namespace was executed in the container, or is the first of a container that shares its
 /// pod's namespace: the container tells, which does not outlive its first process.
-fn role(death: &Death, who: &Who, survived: Option<bool>) -> Option<ProcessRole> {
-    who.container.as_ref()?;
-    Some(if death.is_namespace_init() {
-        ProcessRole::Init
-    } else if !death.is_from_runtime() {
-        ProcessRole::Child
-    } else if survived == Some(false) {
-        ProcessRole::Init
-    } else {
-        ProcessRole::Exec
-    })
+pub fn role(death: &Death, survived: Option<bool>) -> ProcessRole {
+    match (death.is_namespace_init(), death.is_from_runtime()) {
+        (true, true) => ProcessRole::Init,
+        // What is first in a pid namespace that was made in the container, as a browser's sandbox
+        // is, does not end it.
+        (true, false) if survived != Some(true) => ProcessRole::Init,
+        (_, false) => ProcessRole::Child,
+        (false, true) if survived == Some(false) => ProcessRole::Init,
+        (false, true) => ProcessRole::Exec,
+    }
 }
 
 fn sender(
@@ -243,12 +258,22 @@ fn sender(
     Sender {
         via,
         sent_at: Some(context.time(sent.time_boot_ns)),
-        si_code: (sent.info == info::GIVEN).then(|| Signal::code_name(sent.signal, sent.si_code)),
+        si_code: Some(Signal::code_name(sent.signal, si_code(sent))),
         parent_comm: parent_comm(&sent.sender).map(text),
         cgroup: path.map(|path| cgroup(sent.sender.memcg_id, path)),
         k8s: who.k8s,
         container: who.container,
         process: Some(process),
+    }
+}
+
+/// `si_code` as the receiver gets it: where the kernel has no `kernel_siginfo` to send, it fills one in
+/// (`__send_signal_locked()`, kernel/signal.c).
+fn si_code(sent: &Sent) -> i32 {
+    match sent.info {
+        info::NONE => libc::SI_USER,
+        info::KERNEL => libc::SI_KERNEL,
+        _ => sent.si_code,
     }
 }
 

@@ -180,6 +180,7 @@ fn death(pid: u32, ns_pid: u32, boot_ns: u64, sent: Option<Sent>) -> Death {
         status: sent.map_or(0, |sent| sent.signal),
         max_rss_pages: None,
         path: Vec::new(),
+        has_path: true,
         dfl_path: None,
         request: None,
         via: sent.map_or(Via::Unknown, |sent| via::of_sent(&sent, &task)),

@@ -56,6 +56,13 @@ pub(super) fn of_sent(sent: &Sent, target: &Task) -> Via {
     {
         return via;
     }
+    // Who sends by rt_sigqueueinfo(2) chooses `si_code`: a timer's, for one.
+    if sent.info == info::GIVEN
+        && sent.si_code < 0
+        && by_syscall(sent.sender_syscall) == Some(Via::Sigqueue)
+    {
+        return Via::Sigqueue;
+    }
     match (sent.info, sent.signal) {
         // `check_process_timers()` and `inode_newsize_ok()`: it exceeded a limit of its own.
         (info::KERNEL, libc::SIGKILL | libc::SIGXCPU) | (info::NONE, libc::SIGXFSZ) if is_own => {

@@ -5,6 +5,7 @@ use probe_common::wire::{self, has, section};
 use super::{
     super::{
         assemble::{Incident, Role as WireRole, Victim as WireVictim},
+        death::is_runtime,
         evidence::Evidence,
         who::{Identities, Who},
     },
@@ -15,9 +16,6 @@ use crate::{
     node::oom_score,
     ring::decode::{comm, parent_comm},
 };
-
-/// Programs whose children are the first process of a container.
-const RUNTIME_MONITORS: &[&[u8]] = &[b"containerd-shim", b"conmon", b"crio-conmon"];
 
 /// A process as its record tells it, with its arguments from `evidence`.
 pub fn process(context: &Context, task: &wire::Task, evidence: Option<&Evidence>) -> Process {
@@ -56,7 +54,7 @@ pub(super) fn container_init(task: &wire::Task, who: &Who) -> Option<bool> {
 /// Whether a process that is in a container is its first.
 pub fn is_init(task: &wire::Task) -> Option<bool> {
     let parent = parent_comm(task);
-    if parent.is_some_and(|parent| RUNTIME_MONITORS.iter().any(|name| parent.starts_with(name))) {
+    if parent.is_some_and(is_runtime) {
         return Some(true);
     }
     if task.has & has::NS_PID == 0 || task.ns_level == 0 {

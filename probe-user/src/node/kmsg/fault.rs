@@ -25,6 +25,8 @@ const MAX_COMM: usize = 15;
 pub struct Fault {
     /// Thread id in the initial pid namespace.
     pub tid: u32,
+    /// Name of the thread.
+    pub comm: Vec<u8>,
     /// Address of the instruction.
     pub instruction: u64,
     /// The file that is mapped there, and an offset: as `libc.so.6+0x28000`. The instruction's in
@@ -46,10 +48,11 @@ impl Fault {
         rest: impl Fn(&[u8]) -> Option<(u64, &[u8])>,
     ) -> Option<Self> {
         occurrences(line, mark).find_map(|at| {
-            let tid = tid(&line[..at])?;
+            let (comm, tid) = thread(&line[..at])?;
             let (instruction, behind) = rest(&line[at + mark.len()..])?;
             Some(Self {
                 tid,
+                comm: comm.to_vec(),
                 instruction,
                 mapping: mapping(behind, instruction),
             })
@@ -58,12 +61,13 @@ impl Fault {
 }
 
 /// `comm[tid`.
-fn tid(head: &[u8]) -> Option<u32> {
+fn thread(head: &[u8]) -> Option<(&[u8], u32)> {
     let open = head.iter().rposition(|byte| *byte == b'[')?;
     if open > MAX_COMM {
         return None;
     }
-    std::str::from_utf8(&head[open + 1..]).ok()?.parse().ok()
+    let tid = std::str::from_utf8(&head[open + 1..]).ok()?.parse().ok()?;
+    Some((&head[..open], tid))
 }
 
 /// `ADDRESS ip IP sp SP error E`: the instruction, and what is behind.
@@ -137,13 +141,13 @@ impl FaultLog {
     }
 
     /// The last fault of a thread that was logged around a time in ns since boot.
-    pub fn of(&mut self, tid: u32, boot_ns: u64) -> Option<&Fault> {
+    pub fn of(&mut self, tid: u32, comm: &[u8], boot_ns: u64) -> Option<&Fault> {
         let suspended_ns = clock::boot_ns().saturating_sub(clock::monotonic_ns());
         // An error other than "nothing more" is transient.
         while let Ok(Some(record)) = self.reader.next_record() {
             self.latest.push(record, suspended_ns);
         }
-        self.latest.of(tid, boot_ns)
+        self.latest.of(tid, comm, boot_ns)
     }
 }
 
@@ -168,11 +172,13 @@ impl Latest {
             .push_back((at_ns.saturating_add(suspended_ns), fault));
     }
 
-    fn of(&self, tid: u32, boot_ns: u64) -> Option<&Fault> {
+    /// Thread ids are reused within seconds where many are made.
+    fn of(&self, tid: u32, comm: &[u8], boot_ns: u64) -> Option<&Fault> {
+        let is_it = |fault: &Fault| fault.tid == tid && fault.comm == comm;
         self.0
             .iter()
             .rev()
-            .find(|(at_ns, fault)| fault.tid == tid && at_ns.abs_diff(boot_ns) < NEAR_NS)
+            .find(|(at_ns, fault)| is_it(fault) && at_ns.abs_diff(boot_ns) < NEAR_NS)
             .map(|(_, fault)| fault)
     }
 }
@@ -186,9 +192,10 @@ mod tests {
         *,
     };
 
-    fn fault(tid: u32, instruction: u64, mapping: Option<&str>) -> Fault {
+    fn fault(comm: &str, tid: u32, instruction: u64, mapping: Option<&str>) -> Fault {
         Fault {
             tid,
+            comm: comm.as_bytes().to_vec(),
             instruction,
             mapping: mapping.map(str::to_owned),
         }
@@ -261,15 +268,15 @@ mod tests {
         let rows: [(&[u8], Option<Fault>); 5] = [
             (
                 b"traps: crash[92] general protection fault ip:401136 sp:7fff0000 error:0",
-                Some(fault(92, 0x40_1136, None)),
+                Some(fault("crash", 92, 0x40_1136, None)),
             ),
             (
                 b"]: segfault at [5]: segfault at 0 ip 10 sp 20 error 6 in a[1+2][8+4]",
-                Some(fault(5, 0x10, Some("a[1+2]+0x8"))),
+                Some(fault("]: segfault at ", 5, 0x10, Some("a[1+2]+0x8"))),
             ),
             (
                 b"a[1] [6]: segfault at 0 ip 10 sp 20 error 6 in b]: segfault at 0[8+4]",
-                Some(fault(6, 0x10, Some("b]: segfault at 0+0x8"))),
+                Some(fault("a[1] ", 6, 0x10, Some("b]: segfault at 0+0x8"))),
             ),
             (b"oom_reaper: reaped process 12 (x), now anon-rss:0kB", None),
             (
@@ -310,7 +317,7 @@ mod tests {
         log(&mut latest, KERNEL_INFO, 1_000, 5, 0x10);
         log(&mut latest, KERNEL_INFO, 100_000, 5, 0x20);
         log(&mut latest, KERNEL_INFO, 100_001, 6, 0x30);
-        let instruction = |tid, at_ns| latest.of(tid, at_ns).map(|fault| fault.instruction);
+        let instruction = |tid, at_ns| latest.of(tid, b"a", at_ns).map(|fault| fault.instruction);
         assert_eq!(instruction(5, at(1_500)), Some(0x10));
         assert_eq!(instruction(5, at(100_500)), Some(0x20));
         assert_eq!(instruction(5, at(50_000)), None, "of another process");
@@ -322,7 +329,8 @@ mod tests {
     fn user_space_cannot_forge_a_fault() {
         let mut latest = Latest::default();
         log(&mut latest, USER_INFO, 1_000, 5, 0x10);
-        assert_eq!(latest.of(5, 1_000_000_000), None);
+        assert_eq!(latest.of(5, b"a", 1_000_000_000), None);
+        assert_eq!(latest.of(7, b"b", 1_000_000_000), None);
     }
 
     #[test]
@@ -332,8 +340,8 @@ mod tests {
             log(&mut latest, KERNEL_INFO, 1_000, tid, 0x10);
         }
         assert_eq!(latest.0.len(), KEPT);
-        assert!(latest.of(1000, 1_000_000_000).is_some());
-        assert_eq!(latest.of(1, 1_000_000_000), None);
+        assert!(latest.of(1000, b"a", 1_000_000_000).is_some());
+        assert_eq!(latest.of(1, b"a", 1_000_000_000), None);
     }
 
     proptest! {

@@ -42,7 +42,7 @@ pub fn process_death(facts: &Facts<'_>) -> DeathVerdict {
 }
 
 fn find(facts: &Facts<'_>) -> Finding {
-    use Confidence::High;
+    use Confidence::{High, Medium};
 
     let death = facts.death;
     if let Some(part) = facts.oom {
@@ -89,15 +89,14 @@ fn find(facts: &Facts<'_>) -> Finding {
         ),
         Via::ResourceLimit => finding(
             DeathCause::ResourceLimit,
-            High,
+            // The kernel would also send SIGKILL for an OOM kill whose records were lost.
+            if signal.name == "SIGKILL" {
+                Medium
+            } else {
+                High
+            },
             "exceeded a resource limit of its own (see /proc/PID/limits)",
             vec![ended],
-        ),
-        Via::OomKiller => finding(
-            DeathCause::OomKill,
-            Confidence::Medium,
-            "was killed by the kernel's OOM killer",
-            vec!["its OOM kill was not seen: whose limit it was is not known".to_owned()],
         ),
         _ => killed::find(facts, signal, via),
     }

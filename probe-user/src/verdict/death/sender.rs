@@ -99,7 +99,8 @@ fn cgroup(sender: &Sender) -> Option<&str> {
 fn is_of_node(sender: &Sender) -> bool {
     let role = sender.container.as_ref().map(|c| c.role.as_deref());
     match role {
-        None => sender.k8s.is_none(),
+        // One whose cgroup is not known may be a container's.
+        None => sender.k8s.is_none() && sender.cgroup.is_some(),
         Some(role) => matches!(role, Some("conmon" | "monitor")),
     }
 }

@@ -120,7 +120,8 @@ fn describe(end: &End, facts: &Facts<'_>) -> String {
             }
         }
         End::AtOnce => {
-            "killed at once, without a grace period: a forced stop, or cleaning up".to_owned()
+            "killed, and no request to stop was seen before: a forced stop, or cleaning up"
+                .to_owned()
         }
         End::InTime => match &death.stop_request {
             Some(request) => format!(

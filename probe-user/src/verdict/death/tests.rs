@@ -15,6 +15,10 @@ fn sender(comm: &str, via: Via) -> Sender {
             comm: Some(comm.to_owned()),
             ..Process::default()
         }),
+        cgroup: Some(Cgroup {
+            path: Some("/system.slice/some.service".to_owned()),
+            ..Cgroup::default()
+        }),
         ..Sender::default()
     }
 }
@@ -119,7 +123,7 @@ fn every_cause_is_told_from_its_evidence() {
         ),
         (kill("app", Via::ParentDeath), C::InitDied, High),
         (kill("app", Via::PidNamespace), C::InitDied, High),
-        (kill("app", Via::OomKiller), C::OomKill, Medium),
+        (kill("app", Via::ResourceLimit), C::ResourceLimit, Medium),
         (
             ProcessDeath {
                 exit_code: 137,
