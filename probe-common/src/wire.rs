@@ -405,6 +405,17 @@ pub mod info {
     pub const GIVEN: u32 = 2;
 }
 
+/// Signals that ask a process to stop: what `docker stop` and the kubelet send unless the image
+/// says otherwise (SIGTERM), and what images say (SIGINT, nginx SIGQUIT, httpd SIGWINCH, systemd
+/// SIGRTMIN+3).
+pub const STOP_SIGNALS: [i32; 5] = [15, 2, 3, 28, 37];
+
+/// Key of a [`Sent`]: process id and signal.
+#[inline(always)]
+pub const fn sent_key(pid: u32, signal: i32) -> u64 {
+    (pid as u64) << 32 | signal as u32 as u64
+}
+
 record! {
     /// A signal that was sent to a process, kept in a map by process id and signal until it ends.
     Sent {
@@ -572,6 +583,9 @@ record! {
 // SAFETY: `repr(C)`, holds only integers and has no padding (bytemuck checks that).
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for LimitTotals {}
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Sent {}
 // SAFETY: as above.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for StallKey {}

@@ -3,7 +3,7 @@
 use probe_common::{
     layout::deaths,
     limits::MAX_SIGNALS,
-    wire::{self, Loss, kind, section},
+    wire::{self, Loss, STOP_SIGNALS, kind, section, sent_key},
 };
 
 use crate::{
@@ -13,10 +13,6 @@ use crate::{
 };
 
 pub const SIGKILL: i32 = 9;
-
-/// Signals by which a process is asked to stop: SIGTERM, SIGINT, SIGQUIT, SIGWINCH (httpd) and
-/// SIGRTMIN+3 (systemd).
-pub const STOP: [i32; 5] = [15, 2, 3, 28, 37];
 
 /// `task_struct.flags` (include/linux/sched.h): in `do_exit()`.
 const PF_EXITING: u32 = 4;
@@ -103,12 +99,6 @@ pub fn wait_status<A: Access>(task: Task<A>, leader: Task<A>) -> i32 {
     code.unwrap_or(0)
 }
 
-/// Key in [`SENT`].
-#[inline(always)]
-pub fn sent_key(pid: u32, signal: i32) -> u64 {
-    u64::from(pid) << 32 | u64::from(signal as u32)
-}
-
 /// Writes the record.
 #[inline(always)]
 pub fn report<A: Access>(task: Task<A>, leader: Task<A>, status: i32, source: u32) {
@@ -145,7 +135,7 @@ fn signals(record: Record, pid: u32, start_boot_ns: u64, status: i32) {
     if deadly != 0 {
         take_out(pid, deadly, start_boot_ns, section);
     }
-    for signal in STOP {
+    for signal in STOP_SIGNALS {
         if signal != deadly {
             take_out(pid, signal, start_boot_ns, section);
         }

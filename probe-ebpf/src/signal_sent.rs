@@ -15,7 +15,7 @@ use aya_ebpf::{
     macros::{btf_tracepoint, raw_tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext},
 };
-use probe_common::wire::{Kill, Loss, Sent, info, kind, section, source};
+use probe_common::wire::{Kill, Loss, STOP_SIGNALS, Sent, info, kind, section, sent_key, source};
 
 use crate::{
     death::{self, SIGKILL},
@@ -88,7 +88,7 @@ fn body<A: Access>(how: How, task: *const u8, source: u32) {
     }
     let matters = match how.result {
         DELIVERED | LOSE_INFO => true,
-        IGNORED => death::STOP.contains(&how.signal),
+        IGNORED => STOP_SIGNALS.contains(&how.signal),
         _ => false,
     };
     if matters && death::is_followed(target) {
@@ -134,7 +134,7 @@ fn remember<A: Access>(how: How, target: Task<A>) {
     sent.signal = how.signal;
     sent.result = how.result as u32;
     cause(how, sent);
-    let key = death::sent_key(target.tgid().unwrap_or(0) as u32, how.signal);
+    let key = sent_key(target.tgid().unwrap_or(0) as u32, how.signal);
     if is_outdone(key, sent) {
         return;
     }

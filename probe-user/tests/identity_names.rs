@@ -547,7 +547,10 @@ fn how_a_container_ended() {
     run(async {
         let host = Host::new();
         let deadline = || Instant::now() + AMPLE / 2;
-        assert_eq!(host.resolver().ended(&id('a'), deadline()).await, None);
+        assert_eq!(
+            host.resolver().ended(&id('a'), false, deadline()).await,
+            None
+        );
         let fake = FakeCri::listen(&host.containerd(), Manner::Well, fleet());
         let resolver = host.resolver();
         let expected = Ended {
@@ -556,9 +559,9 @@ fn how_a_container_ended() {
             sandbox_stopped: Some(false),
             grace_period: Some(Duration::from_secs(45)),
         };
-        let ended = resolver.ended(&id('a'), deadline()).await;
+        let ended = resolver.ended(&id('a'), false, deadline()).await;
         assert_eq!(ended, Some(expected.clone()));
-        assert_eq!(resolver.ended(&id('c'), deadline()).await, None);
+        assert_eq!(resolver.ended(&id('c'), false, deadline()).await, None);
         drop(fake);
         let mut fleet = fleet();
         fleet.sandboxes.clear();
@@ -567,8 +570,32 @@ fn how_a_container_ended() {
             sandbox_stopped: Some(true),
             ..expected
         };
-        let ended = host.resolver().ended(&id('a'), deadline()).await;
+        let ended = host.resolver().ended(&id('a'), false, deadline()).await;
         assert_eq!(ended, Some(without_sandbox));
+    });
+}
+
+#[test]
+fn many_ends_at_once_share_their_questions() {
+    run(async {
+        let host = Host::new();
+        let fake = FakeCri::listen(&host.containerd(), Manner::Well, fleet());
+        let resolver = Rc::new(host.resolver());
+        const TIME: Duration = Duration::from_secs(3);
+        let deadline = Instant::now() + TIME;
+        // Its sandbox runs on: all ask until the deadline.
+        let mut asking = tokio::task::JoinSet::new();
+        for index in 0..200 {
+            let (resolver, id) = (Rc::clone(&resolver), id(['a', 'b'][index % 2]));
+            asking.spawn_local(async move { resolver.ended(&id, true, deadline).await });
+        }
+        while let Some(ended) = asking.join_next().await {
+            assert!(ended.unwrap().is_some());
+        }
+        let calls = fake.counters.calls.get();
+        // One for each of how it ended, and two for what there is, four times a second.
+        let rounds = usize::try_from(TIME.as_millis() / 250).unwrap() + 2;
+        assert!(calls <= 1 + 200 + 2 * rounds, "{calls} calls");
     });
 }
 
@@ -587,7 +614,7 @@ fn a_runtime_that_does_not_tell_ends_is_given_up() {
             let host = Host::new();
             let _fake = FakeCri::listen(&host.containerd(), manner, fleet());
             let deadline = Instant::now() + Duration::from_millis(300);
-            assert_eq!(host.resolver().ended(&id('a'), deadline).await, None);
+            assert_eq!(host.resolver().ended(&id('a'), false, deadline).await, None);
         }
     });
 }

@@ -10,10 +10,7 @@ use probe_common::{
     layout::deaths,
     wire::{self, Sent},
 };
-use tokio::{
-    task::JoinSet,
-    time::{Instant, sleep},
-};
+use tokio::{task::JoinSet, time::Instant};
 
 use super::{Daemon, Options};
 use crate::{
@@ -38,9 +35,6 @@ const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 
 /// Deaths being looked up at the same time.
 const MAX_LOOKING_UP: usize = 4096;
-
-/// Between two questions to the runtime, which learns of a death a moment after the kernel.
-const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// How long the answer to whether a container has processes is good for.
 const SURVIVAL_KEPT: Duration = Duration::from_millis(200);
@@ -230,6 +224,9 @@ impl Daemon {
                 && early.claim.role.is_none()
                 && early.claim.orchestrator == Orchestrator::Kubernetes
         });
+        if is_end && let Some(root) = container_root(&death.path, &early.claim) {
+            early.findings.siblings_asked = self.siblings_asked(&death, root);
+        }
         let (resolver, node_name) = (Rc::clone(&self.resolver), self.node_name.clone());
         self.morgue.looking_up.spawn_local(async move {
             let paths = death::paths(&death, &early.findings);
@@ -435,35 +432,20 @@ fn container_root<'a>(path: &'a [u8], claim: &Claim) -> Option<&'a [u8]> {
         .find(|prefix| grammar::parse(prefix).container_id.as_ref() == Some(container))
 }
 
-/// What the runtime says of a container that has ended, as soon as it says so; of its sandbox too,
-/// which ends after its containers.
+/// What the runtime says of a container that has ended.
 async fn runtime_status(
-    resolver: &Rc<Resolver>,
+    resolver: &Resolver,
     container: Option<String>,
     wants_sandbox: bool,
 ) -> Option<RuntimeStatus> {
-    let container = container?;
     let deadline = Instant::now() + DEADLINE;
-    let mut last = None;
-    loop {
-        // None that knows it, or none at all: that does not change within a moment.
-        let Some(ended) = resolver.ended(&container, deadline).await else {
-            return last;
-        };
-        let status = RuntimeStatus {
-            exit_code: ended.exit_code,
-            reason: ended.reason,
-            sandbox_stopped: ended.sandbox_stopped,
-            grace_period_ms: ended
-                .grace_period
-                .map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)),
-        };
-        let is_complete =
-            status.exit_code.is_some() && (!wants_sandbox || status.sandbox_stopped == Some(true));
-        if is_complete || Instant::now() + ASK_AGAIN >= deadline {
-            return Some(status);
-        }
-        last = Some(status);
-        sleep(ASK_AGAIN).await;
-    }
+    let ended = resolver.ended(&container?, wants_sandbox, deadline).await?;
+    Some(RuntimeStatus {
+        exit_code: ended.exit_code,
+        reason: ended.reason,
+        sandbox_stopped: ended.sandbox_stopped,
+        grace_period_ms: ended
+            .grace_period
+            .map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)),
+    })
 }

@@ -11,6 +11,7 @@ mod outbox;
 mod pressure;
 mod process;
 mod reconcile;
+mod siblings;
 mod symbols;
 mod trust;
 
@@ -133,6 +134,8 @@ struct Daemon {
     reconciler: Reconciler,
     looking_up: JoinSet<Made>,
     losses: BTreeMap<WireLoss, u64>,
+    /// Runs of programs that the kernel skipped, by hook.
+    skipped: BTreeMap<String, u64>,
     decode_errors: u64,
     kills_written: u64,
 }
@@ -235,6 +238,7 @@ impl Daemon {
             looking_up: JoinSet::new(),
             morgue,
             losses: BTreeMap::new(),
+            skipped: BTreeMap::new(),
             decode_errors: 0,
             kills_written: 0,
             probe,

@@ -194,6 +194,7 @@ impl Outbox {
                 count,
                 total,
                 ring: (reason == "sink_queue_full").then(|| "sink".to_owned()),
+                hook: None,
             };
             if let Some(entry) = self.lost.get_mut(reason) {
                 entry.1 = 0;

@@ -22,6 +22,7 @@ impl Daemon {
                 let ring = match reason {
                     WireLoss::CriticalRingFull => Some("critical".to_owned()),
                     WireLoss::BulkRingFull => Some("bulk".to_owned()),
+                    WireLoss::DeathRingFull => Some("deaths".to_owned()),
                     _ => None,
                 };
                 let reason = reason.name().to_owned();
@@ -31,6 +32,25 @@ impl Daemon {
                         count,
                         total,
                         ring,
+                        hook: None,
+                    }),
+                    now,
+                );
+            }
+        }
+        for (hook, total) in self.probe.skipped() {
+            let hook = hook.to_string();
+            let known = self.skipped.entry(hook.clone()).or_default();
+            let count = total.saturating_sub(*known);
+            *known = total;
+            if count > 0 {
+                self.outbox.write(
+                    Body::Loss(Loss {
+                        reason: "program_skipped".to_owned(),
+                        count,
+                        total,
+                        ring: None,
+                        hook: Some(hook),
                     }),
                     now,
                 );

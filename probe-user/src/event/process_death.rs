@@ -171,6 +171,9 @@ pub struct StopRequest {
     pub signal: Signal,
     /// Who sent it.
     pub sender: Sender,
+    /// Whether another container of the pod was asked too: the whole pod is ended. Null for what is
+    /// not the end of a container, and where no other one has processes.
+    pub siblings_too: Option<bool>,
     /// From the request to the end of the process.
     pub took_ms: u64,
     /// From the request to the SIGKILL that followed it. Null if none did.

@@ -77,8 +77,10 @@ pub struct Heartbeat {
 /// Something was seen but could not be recorded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Loss {
-    /// Why: `critical_ring_full`, `bulk_ring_full`, `kernel_read_failed`, `victim_map_full`, or
-    /// another reason that userspace adds.
+    /// Why: `critical_ring_full`, `bulk_ring_full`, `death_ring_full`, `kernel_read_failed`,
+    /// `victim_map_full`, `program_skipped` (the kernel did not run the program of `hook`, as the
+    /// same program was stopped in the middle on that CPU: an upper bound), or another reason that
+    /// userspace adds.
     pub reason: String,
     /// How many since the last `loss` of this reason.
     pub count: u64,
@@ -86,6 +88,8 @@ pub struct Loss {
     pub total: u64,
     /// Ring or queue it was lost in. Null if it was lost before any.
     pub ring: Option<String>,
+    /// Hook whose program was not run.
+    pub hook: Option<String>,
 }
 
 /// The kernel counted something that oomprobe did not see.

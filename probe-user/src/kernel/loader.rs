@@ -1,6 +1,11 @@
 //! Loads the BPF object and, signal by signal, the first rung of the ladder the kernel takes.
 
-use std::{io, mem::size_of, path::Path};
+use std::{
+    fs, io,
+    mem::size_of,
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::Path,
+};
 
 use aya::{
     Btf, BtfError, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
@@ -10,7 +15,7 @@ use aya::{
 use probe_common::{
     layout::{KernelLayout, Settings},
     limits::{LRU_ENTRIES_PER_CPU, MAX_DULL, MAX_RSS_CPUS, MAX_SENT, MAX_VICTIMS},
-    wire::{self, Loss},
+    wire::{self, Loss, STOP_SIGNALS, Sent, sent_key},
 };
 
 use super::{
@@ -96,6 +101,7 @@ pub struct Probe {
     bulk: Option<RingBuf<MapData>>,
     deaths: Option<RingBuf<MapData>>,
     dull: HashMap<MapData, u64, u8>,
+    sent: HashMap<MapData, u64, Sent>,
     /// Every signal of the ladder, in its order.
     pub served: Vec<Served>,
 }
@@ -111,6 +117,7 @@ impl Probe {
         let bulk = map(&mut ebpf, "BULK", RingBuf::try_from)?;
         let deaths = map(&mut ebpf, "DEATHS", RingBuf::try_from)?;
         let dull = map(&mut ebpf, "DULL", HashMap::try_from)?;
+        let sent = map(&mut ebpf, "SENT", HashMap::try_from)?;
         let mut settings: Array<MapData, Settings> = map(&mut ebpf, SETTINGS, Array::try_from)?;
         let pressure = PressureMaps::take(&mut ebpf)?;
 
@@ -163,6 +170,7 @@ impl Probe {
             bulk: Some(bulk),
             deaths: Some(deaths),
             dull,
+            sent,
             served,
         })
     }
@@ -213,6 +221,13 @@ impl Probe {
         let _ = self.dull.insert(memcg_id, 0, 0);
     }
 
+    /// What asked the process `pid`, which runs, to stop. If it was long ago, that may have been
+    /// another process of the same id.
+    pub fn requests(&self, pid: u32) -> Vec<Sent> {
+        let keys = STOP_SIGNALS.iter().map(|signal| sent_key(pid, *signal));
+        keys.filter_map(|key| self.sent.get(&key, 0).ok()).collect()
+    }
+
     /// Losses counted in the kernel since the start, by reason.
     pub fn losses(&self) -> Result<[(Loss, u64); Loss::ALL.len()], MapError> {
         let mut out = Loss::ALL.map(|reason| (reason, 0));
@@ -220,6 +235,28 @@ impl Probe {
             *total = self.lost.get(&(*reason as u32), 0)?.iter().sum();
         }
         Ok(out)
+    }
+
+    /// How often the kernel did not run an attached program, by hook: another task had been stopped
+    /// in the middle of the same program on that CPU. Where tracepoints can be preempted (7.0 and
+    /// later) this happens. An upper bound of what was missed, as most runs find nothing to tell.
+    /// Kernels that do not count it (`recursion_misses` in fdinfo, `bpf_prog_show_fdinfo()`,
+    /// kernel/bpf/syscall.c) add nothing.
+    pub fn skipped(&self) -> Vec<(Hook, u64)> {
+        let hooks = LADDER.iter().flat_map(|(_, rungs)| rungs.iter());
+        let programs = hooks.flat_map(|rung| rung.programs.iter());
+        programs
+            .filter_map(|(name, hook)| {
+                let fd = self.ebpf.program(name)?.fd().ok()?;
+                let fd = fd.as_fd().as_raw_fd();
+                let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+                let count = info
+                    .lines()
+                    .find_map(|line| line.strip_prefix("recursion_misses:"))?;
+                Some((*hook, count.trim().parse().ok()?))
+            })
+            .filter(|(_, count)| *count > 0)
+            .collect()
     }
 
     /// What was counted of limit hits and stalls, to read and to clear.

@@ -387,6 +387,12 @@ fn alive(beat: &Heartbeat) -> String {
 }
 
 fn lost(loss: &Loss) -> String {
+    if let Some(hook) = &loss.hook {
+        return format!(
+            "LOSS  up to {} calls of {hook} not looked at: {} ({} so far)",
+            loss.count, loss.reason, loss.total
+        );
+    }
     let ring = loss
         .ring
         .as_deref()

@@ -172,7 +172,13 @@ impl Collector {
             }),
             Body::Loss(loss) => self.hole(
                 time,
-                format!("{} records were lost ({})", loss.count, loss.reason),
+                match &loss.hook {
+                    Some(hook) => format!(
+                        "up to {} calls of {hook} were not looked at ({})",
+                        loss.count, loss.reason
+                    ),
+                    None => format!("{} records were lost ({})", loss.count, loss.reason),
+                },
             ),
             Body::Gap(gap) => self.hole(
                 time,

@@ -460,6 +460,7 @@ pub(crate) fn others() -> Vec<Event> {
         count: 12,
         total: 40,
         ring: Some("critical".into()),
+        hook: None,
     };
     let gap = Gap {
         counter: "/proc/vmstat oom_kill".into(),

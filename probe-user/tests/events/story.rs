@@ -251,6 +251,7 @@ fn five_restarts() -> Capture {
             count: 7,
             total: 7,
             ring: None,
+            hook: None,
         }),
     );
     capture.oom(870, 4, 745, RATE);

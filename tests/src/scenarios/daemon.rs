@@ -15,7 +15,7 @@ use super::MIB;
 use super::victims::storm_kills;
 use crate::cgroup::Cgroup;
 use crate::deadline::until;
-use crate::expect::{Expected, names_victim};
+use crate::expect::{Expected, names_victim, nothing_lost};
 use crate::hog::{Hog, Spec};
 use crate::scenario::{Context, Need, Scenario};
 
@@ -71,12 +71,7 @@ fn burst(context: &mut Context) -> Result<()> {
     let Some(tracer) = context.tracer() else {
         return Ok(());
     };
-    let events = tracer.events();
-    let lost = events
-        .iter()
-        .find(|event| event["kind"] == "loss" || event["kind"] == "gap");
-    ensure!(lost.is_none(), "{lost:?}");
-    Ok(())
+    nothing_lost(&tracer.events())
 }
 
 /// What cannot be written may be dropped, but not in silence.
@@ -96,9 +91,7 @@ fn stalled_reader(context: &mut Context) -> Result<()> {
     let seen =
         |kill: &&crate::oracle::Kill| events.iter().any(|event| names_victim(event, kill.tid));
     let missing = kills.len() - kills.iter().filter(seen).count();
-    let confessed = events
-        .iter()
-        .any(|event| event["kind"] == "loss" || event["kind"] == "gap");
+    let confessed = nothing_lost(&events).is_err();
     ensure!(
         missing == 0 || confessed,
         "{missing} kills missing without a word"

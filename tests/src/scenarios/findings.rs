@@ -275,6 +275,15 @@ fn noisy_neighbour(context: &mut Context) -> Result<()> {
     let found = until(context.deadline, "noisy_neighbour", || {
         let found = traced(&tracer.events(), &culprit.cgroup);
         Ok((!found.is_empty()).then_some(found))
+    })
+    .with_context(|| {
+        let events = tracer.events();
+        let seen = events
+            .iter()
+            .rev()
+            .filter(|event| event["kind"] == "pressure");
+        let seen: Vec<String> = seen.take(3).map(ToString::to_string).collect();
+        format!("the last of pressure: {seen:?}")
     })?;
     let only = BTreeSet::from(["noisy_neighbour".to_owned()]);
     ensure!(found == only, "found about the culprit: {found:?}");

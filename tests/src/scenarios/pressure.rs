@@ -12,7 +12,7 @@ use super::MIB;
 use crate::block::{Source, Zram};
 use crate::cgroup::{Cgroup, Pod, Version};
 use crate::deadline::until;
-use crate::expect::{Expected, at, equal, names_victim, text};
+use crate::expect::{Expected, at, equal, names_victim, nothing_lost, text};
 use crate::hog::Spec;
 use crate::memcg::{self, Counters};
 use crate::scenario::{Context, Need, Scenario};
@@ -108,14 +108,6 @@ fn near(what: &str, found: f64, expected: f64, percent: f64) -> Result<()> {
         (found - expected).abs() <= expected * percent / 100.0,
         "{what} is {found}, expected {expected} within {percent} %"
     );
-    Ok(())
-}
-
-fn nothing_lost(events: &[Value]) -> Result<()> {
-    let lost = events
-        .iter()
-        .find(|event| event["kind"] == "loss" || event["kind"] == "gap");
-    ensure!(lost.is_none(), "{lost:?}");
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::{HOG, IDLE, MIB, TraceTest, lone_hog, trace};
 
 /// The tests here.
-pub(super) const ALL: [(&str, TraceTest); 10] = [
+pub(super) const ALL: [(&str, TraceTest); 12] = [
     ("death_by_exit_code", death_by_exit_code),
     ("death_by_crash", death_by_crash),
     ("death_within_grace", death_within_grace),
@@ -24,6 +24,8 @@ pub(super) const ALL: [(&str, TraceTest); 10] = [
     ("death_without_its_pod", death_without_its_pod),
     ("death_without_grace", death_without_grace),
     ("death_with_its_pod", death_with_its_pod),
+    ("death_before_its_sidecar", death_before_its_sidecar),
+    ("death_after_an_exec", death_after_an_exec),
     ("death_of_an_exec_probe", death_of_an_exec_probe),
     ("death_by_oom", death_by_oom),
     ("deaths_in_a_crash_loop", deaths_in_a_crash_loop),
@@ -34,6 +36,13 @@ const POLITE: &[&str] = &[
     "/bin/sh",
     "-c",
     "trap 'exit 0' TERM; echo idle; while :; do sleep 0.05; done",
+];
+
+/// The same, in its own time.
+const LINGERING: &[&str] = &[
+    "/bin/sh",
+    "-c",
+    "trap 'sleep 4; exit 0' TERM; echo idle; while :; do sleep 0.05; done",
 ];
 
 /// A program that ends as told. Nobody may lower the score that a container has.
@@ -212,6 +221,50 @@ fn death_with_its_pod(containerd: &Containerd, probe: &Path) -> Result<()> {
     equal(&event, "k8s.pod.uid", uid)?;
     equal(&event, "sender.parent_comm", SHIM)?;
     equal(&event, "verdict.cause", "runtime_stop").with_context(|| format!("{event:#}"))
+}
+
+/// A pod of two is deleted, and one of them takes its time: its sandbox runs on meanwhile.
+fn death_before_its_sidecar(containerd: &Containerd, probe: &Path) -> Result<()> {
+    let tracer = trace(containerd, probe)?;
+    let mut pod = PodSpec::new("shop", "cart-of-two")
+        .container(ContainerSpec::new("app", POLITE))
+        .container(ContainerSpec::new("sidecar", LINGERING))
+        .run(containerd)?;
+    let containers = [pod.start("app")?, pod.start("sidecar")?];
+    for container in &containers {
+        container.wait_output("idle")?;
+    }
+    let [app, sidecar] = &containers;
+    std::thread::scope(|scope| {
+        let stopping = scope.spawn(|| sidecar.stop(Duration::from_secs(30)));
+        app.stop(Duration::from_secs(30))?;
+        stopping.join().expect("no panic")
+    })?;
+    pod.stop()?;
+    let event = end_of(&tracer, app.id())?;
+    check(&event, &app.wait_exited()?, &["runtime_stop"])?;
+    equal(&event, "runtime.sandbox_stopped", false)?;
+    equal(&event, "stop_request.siblings_too", true).with_context(|| format!("{event:#}"))
+}
+
+/// What was executed in a container and failed, a moment before that ends, did not end it.
+fn death_after_an_exec(containerd: &Containerd, probe: &Path) -> Result<()> {
+    let tracer = trace(containerd, probe)?;
+    let mut pod = pod(containerd, "cart-hooked", POLITE)?;
+    let app = pod.start("app")?;
+    app.wait_output("idle")?;
+    let hook = app.exec(&["/bin/sh", "-c", "exit 7"])?;
+    ensure!(hook.exit_code == 7, "{hook:?}");
+    app.stop(Duration::from_secs(30))?;
+    check(
+        &end_of(&tracer, app.id())?,
+        &app.wait_exited()?,
+        &["liveness_kill"],
+    )?;
+    let event = tracer.wait_for("end of the hook", soon(), |event| {
+        event["kind"] == "process_death" && event["exit_code"] == 7
+    })?;
+    equal(&event, "role", "exec").with_context(|| format!("{event:#}"))
 }
 
 fn death_of_an_exec_probe(containerd: &Containerd, probe: &Path) -> Result<()> {

@@ -10,15 +10,16 @@ mod logs;
 use std::cell::RefCell;
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lru::LruCache;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
-use self::cri::Cri;
 pub use self::cri::Ended;
+use self::cri::{Cri, States};
 use self::known::Answer;
 pub use self::known::{Known, NameError, Names, Source};
 use super::{Claim, Orchestrator};
@@ -33,6 +34,9 @@ const CAPACITY: NonZeroUsize = NonZeroUsize::new(2048).expect("not zero");
 const FAILURES: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 /// For how long.
 const FAILURE_KEPT: Duration = Duration::from_secs(1);
+
+/// How old an answer about what runs may be; also the pause between two questions.
+const STATES_KEPT: Duration = Duration::from_millis(250);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
@@ -64,6 +68,7 @@ pub struct Resolver {
     /// Held while a thread reads log directories: a disk that hangs must not eat all threads.
     log_turn: Arc<Mutex<()>>,
     cri: Mutex<Cri>,
+    states: RefCell<Option<(Instant, Rc<States>)>>,
     settled: RefCell<LruCache<Key, Arc<Known>>>,
     failed: RefCell<LruCache<Key, (Instant, Answer)>>,
 }
@@ -76,6 +81,7 @@ impl Resolver {
             log_root: host_root.join("var/log").into(),
             log_turn: Arc::default(),
             cri: Mutex::new(Cri::new(host_root, cri_socket)),
+            states: RefCell::default(),
             settled: RefCell::new(LruCache::new(CAPACITY)),
             failed: RefCell::new(LruCache::new(FAILURES)),
         }
@@ -92,10 +98,64 @@ impl Resolver {
         Names::new(claim, answer, latency_us)
     }
 
-    /// How a container ended, by its runtime; `None` if none knows it, or none answers in time.
-    pub async fn ended(&self, container_id: &str, deadline: Instant) -> Option<Ended> {
-        let asked = async { self.cri.lock().await.ended(container_id, deadline).await };
-        timeout_at(deadline, asked).await.ok()?.ok().flatten()
+    /// How a container ended, as soon as its runtime says so, which learns of it a moment after the
+    /// kernel; with `wants_sandbox`, as soon as its sandbox, which ends after its containers, has
+    /// ended too. What is known by the deadline; `None` if no runtime knows it, or none answers.
+    ///
+    /// Many containers that end at once share most of the questions.
+    pub async fn ended(
+        &self,
+        container_id: &str,
+        wants_sandbox: bool,
+        deadline: Instant,
+    ) -> Option<Ended> {
+        let mut known: Option<Ended> = None;
+        let mut sandbox: Option<String> = None;
+        loop {
+            let Some(states) = self.states(deadline).await else {
+                return known;
+            };
+            let found = states.container(container_id);
+            if let Some((_, own)) = found {
+                sandbox.get_or_insert_with(|| own.to_owned());
+            }
+            // None that ever knew it: that does not change within a moment.
+            let sandbox_stopped = Some(!states.is_ready(sandbox.as_ref()?));
+            let ended = known.get_or_insert_default();
+            if ended.exit_code.is_none() && found.is_some_and(|(has_exited, _)| has_exited) {
+                let ask = async { self.cri.lock().await.ended(container_id, deadline).await };
+                if let Ok(Ok(Some(told))) = timeout_at(deadline, ask).await {
+                    *ended = told;
+                }
+            }
+            ended.sandbox_stopped = sandbox_stopped;
+            let is_told = ended.exit_code.is_some() || found.is_none();
+            let is_complete = is_told && (!wants_sandbox || sandbox_stopped == Some(true));
+            if is_complete || Instant::now() + STATES_KEPT >= deadline {
+                return known;
+            }
+            sleep(STATES_KEPT).await;
+        }
+    }
+
+    async fn states(&self, deadline: Instant) -> Option<Rc<States>> {
+        let fresh = || {
+            let kept = self.states.borrow();
+            let (at, states) = kept.as_ref()?;
+            (at.elapsed() < STATES_KEPT).then(|| Rc::clone(states))
+        };
+        let ask = async {
+            let mut cri = self.cri.lock().await;
+            // Another may have asked meanwhile.
+            if let Some(states) = fresh() {
+                return Some(states);
+            }
+            let at = Instant::now();
+            let states = Rc::new(cri.states(deadline).await.ok()?);
+            *self.states.borrow_mut() = Some((at, Rc::clone(&states)));
+            Some(states)
+        };
+        timeout_at(deadline, ask).await.ok().flatten()
     }
 
     /// Remembers everything the runtimes know, so that the first kill finds it. Returns how much

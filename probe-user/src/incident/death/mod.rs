@@ -5,7 +5,7 @@ mod via;
 
 pub use held::{HOLD_NS, Held, Released};
 
-use probe_common::wire::{self, Sent, has, info, section};
+use probe_common::wire::{self, STOP_SIGNALS, Sent, has, info, section};
 
 use super::{
     explain::{Context, cgroup, process},
@@ -17,16 +17,6 @@ use crate::{
     },
     ring::decode::{Body, Record, parent_comm},
 };
-
-/// Signals that ask a process to stop: what `docker stop` and the kubelet send unless the image
-/// says otherwise, and what images say (nginx SIGQUIT, httpd SIGWINCH, systemd SIGRTMIN+3).
-const STOP_SIGNALS: [i32; 5] = [
-    libc::SIGTERM,
-    libc::SIGINT,
-    libc::SIGQUIT,
-    libc::SIGWINCH,
-    37,
-];
 
 /// Programs whose children the runtime started: a container's first process, and what is executed
 /// in it. One that ends at once still is the child of the runtime's command itself.
@@ -146,6 +136,8 @@ pub struct Findings {
     pub incident: Option<String>,
     /// Whether its container lived on.
     pub container_survived: Option<bool>,
+    /// Whether another container of its pod was asked to stop too.
+    pub siblings_asked: Option<bool>,
     /// Deaths that went with it.
     pub others: u64,
     /// What the runtime says.
@@ -208,6 +200,7 @@ pub fn process_death(
         stop_request: death.request.as_ref().map(|request| StopRequest {
             signal: self::signal(request.signal),
             sender: sender(1, request, via::of_sent(request, &death.task)),
+            siblings_too: findings.siblings_asked,
             took_ms: death.boot_ns.saturating_sub(request.time_boot_ns) / 1_000_000,
             killed_after_ms: death
                 .sent

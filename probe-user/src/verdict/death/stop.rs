@@ -50,7 +50,15 @@ pub(super) fn find(
         let why = "was stopped with its pod, on a node short of memory: an eviction";
         return finding(DeathCause::Eviction, Medium, why, evidence);
     }
-    if sandbox_stopped == Some(false) {
+    let siblings_too = facts
+        .death
+        .stop_request
+        .as_ref()
+        .and_then(|r| r.siblings_too);
+    if siblings_too == Some(true) {
+        evidence
+            .push("another container of its pod was asked to stop too: the pod ends".to_owned());
+    } else if sandbox_stopped == Some(false) {
         evidence.push(
             "its pod's sandbox still ran a moment later: the pod was not being deleted, or \
              another container of it took longer to stop"

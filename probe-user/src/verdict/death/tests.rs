@@ -36,6 +36,7 @@ fn asked(mut death: ProcessDeath, killed_after_ms: Option<u64>) -> ProcessDeath 
     death.stop_request = Some(StopRequest {
         signal: Signal::of(15),
         sender: sender("runc", Via::Kill),
+        siblings_too: None,
         took_ms: 30_000,
         killed_after_ms,
     });
@@ -314,6 +315,22 @@ fn an_exit_on_request_follows_the_rule_of_a_kill() {
     let mut probe = sandbox(by(9, Some(sender("runc", Via::Kill))), false);
     probe.role = Some(ProcessRole::Exec);
     assert_eq!(verdict(&probe, |_| ()).0, C::RuntimeStop);
+}
+
+#[test]
+fn a_pod_that_ends_is_told_from_a_probe_by_its_other_containers() {
+    for (siblings_too, cause) in [
+        (None, C::LivenessKill),
+        (Some(false), C::LivenessKill),
+        (Some(true), C::RuntimeStopGraceExpired),
+    ] {
+        let killed = by(9, Some(sender("runc", Via::Kill)));
+        let mut death = sandbox(asked(killed, Some(30_000)), false);
+        if let Some(request) = &mut death.stop_request {
+            request.siblings_too = siblings_too;
+        }
+        assert_eq!(verdict(&death, |_| ()).0, cause, "{siblings_too:?}");
+    }
 }
 
 #[test]

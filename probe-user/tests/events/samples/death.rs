@@ -73,6 +73,7 @@ fn request(took_ms: u64, killed_after_ms: Option<u64>) -> StopRequest {
     StopRequest {
         signal: Signal::of(15),
         sender: runc(15),
+        siblings_too: None,
         took_ms,
         killed_after_ms,
     }

@@ -59,6 +59,9 @@ pub(super) struct Container {
     /// Image as the pod asks for it.
     #[prost(message, optional, tag = "4")]
     pub(super) image: Option<ImageSpec>,
+    /// `ContainerState`: 0 created, 1 running, 2 exited, 3 unknown.
+    #[prost(int32, tag = "6")]
+    pub(super) state: i32,
     /// `io.kubernetes.*`
     #[prost(btree_map = "string, string", tag = "8")]
     pub(super) labels: BTreeMap<String, String>,

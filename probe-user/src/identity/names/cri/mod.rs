@@ -4,6 +4,7 @@ mod api;
 mod status;
 
 pub use status::Ended;
+pub(super) use status::States;
 
 use std::collections::BTreeMap;
 use std::io;

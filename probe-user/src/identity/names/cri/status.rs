@@ -1,6 +1,9 @@
 //! How a container ended.
 
-use std::time::Duration;
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use tonic::{Code, Status};
@@ -8,10 +11,9 @@ use tonic::{Code, Status};
 use super::{
     Client, Cri, MAX_DETAIL_CHARS, NameError,
     api::{
-        ContainerFilter, ContainerStatusRequest, ContainerStatusResponse, ListContainersRequest,
+        ContainerStatusRequest, ContainerStatusResponse, ListContainersRequest,
         ListContainersResponse,
     },
-    or_empty,
 };
 
 /// `CONTAINER_EXITED`
@@ -36,8 +38,49 @@ pub struct Ended {
     pub grace_period: Option<Duration>,
 }
 
+/// Which containers and sandboxes there are at one moment: one question for all deaths that wait.
+#[derive(Debug, Default)]
+pub(in crate::identity::names) struct States {
+    /// Whether it has exited, and its sandbox, by id.
+    containers: HashMap<String, (bool, String)>,
+    /// Sandboxes that run.
+    ready: HashSet<String>,
+}
+
+impl States {
+    /// Whether a container has exited, and its sandbox; `None` if no runtime knows it.
+    pub(in crate::identity::names) fn container(&self, id: &str) -> Option<(bool, &str)> {
+        let (has_exited, sandbox) = self.containers.get(id)?;
+        Some((*has_exited, sandbox))
+    }
+
+    /// Whether a sandbox runs.
+    pub(in crate::identity::names) fn is_ready(&self, sandbox: &str) -> bool {
+        self.ready.contains(sandbox)
+    }
+}
+
 impl Cri {
-    /// How a container ended; `None` if no runtime knows it.
+    /// What there is, in all runtimes.
+    pub(in crate::identity::names) async fn states(
+        &mut self,
+        deadline: Instant,
+    ) -> Result<States, NameError> {
+        let mut all = States::default();
+        // "Not found" makes every socket answer.
+        let asked = self
+            .ask(deadline, async |client| {
+                client.states(&mut all).await?;
+                Ok(None::<()>)
+            })
+            .await;
+        if all.containers.is_empty() {
+            asked?;
+        }
+        Ok(all)
+    }
+
+    /// How a container ended; `None` if it runs, or no runtime knows it.
     pub(in crate::identity::names) async fn ended(
         &mut self,
         id: &str,
@@ -49,6 +92,20 @@ impl Cri {
 }
 
 impl Client {
+    async fn states(&mut self, all: &mut States) -> Result<(), Status> {
+        let request = ListContainersRequest { filter: None };
+        let found: ListContainersResponse = self.call("ListContainers", request).await?;
+        let containers = found.containers.into_iter();
+        all.containers.extend(containers.map(|container| {
+            let has_exited = container.state == EXITED;
+            (container.id, (has_exited, container.pod_sandbox_id))
+        }));
+        let sandboxes = self.sandboxes(None).await?.into_iter();
+        let ready = sandboxes.filter(|sandbox| sandbox.state == SANDBOX_READY);
+        all.ready.extend(ready.map(|sandbox| sandbox.id));
+        Ok(())
+    }
+
     async fn ended(&mut self, id: &str) -> Result<Option<Ended>, Status> {
         let request = ContainerStatusRequest {
             container_id: id.to_owned(),
@@ -60,36 +117,19 @@ impl Client {
             Err(status) if status.code() == Code::NotFound => None,
             Err(status) => return Err(status),
         };
-        let Some(status) = status else {
+        let Some(status) = status.filter(|status| status.state == EXITED) else {
             return Ok(None);
         };
-        let has_exited = status.state == EXITED;
         let reason: String = status.reason.chars().take(MAX_DETAIL_CHARS).collect();
         Ok(Some(Ended {
-            exit_code: has_exited.then_some(status.exit_code),
-            reason: (has_exited && !reason.is_empty()).then_some(reason),
-            sandbox_stopped: self.sandbox_of(id).await?,
+            exit_code: Some(status.exit_code),
+            reason: (!reason.is_empty()).then_some(reason),
+            sandbox_stopped: None,
             grace_period: status
                 .annotations
                 .get(GRACE_PERIOD)
                 .and_then(|seconds| seconds.parse().ok())
                 .map(Duration::from_secs),
         }))
-    }
-
-    /// Whether the sandbox of the container is stopped, or gone.
-    async fn sandbox_of(&mut self, id: &str) -> Result<Option<bool>, Status> {
-        let request = ListContainersRequest {
-            filter: Some(ContainerFilter { id: id.to_owned() }),
-        };
-        let found: Result<ListContainersResponse, _> = self.call("ListContainers", request).await;
-        let containers = or_empty(found)?.containers;
-        let Some(container) = containers.into_iter().find(|found| found.id == id) else {
-            return Ok(None);
-        };
-        let sandbox = self.sandbox(&container.pod_sandbox_id).await?;
-        Ok(Some(
-            sandbox.is_none_or(|sandbox| sandbox.state != SANDBOX_READY),
-        ))
     }
 }
