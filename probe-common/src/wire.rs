@@ -411,9 +411,8 @@ pub mod info {
 pub const STOP_SIGNALS: [i32; 5] = [15, 2, 3, 28, 37];
 
 /// Key of a [`Sent`]: process id and signal.
-#[inline(always)]
 pub const fn sent_key(pid: u32, signal: i32) -> u64 {
-    (pid as u64) << 32 | signal as u32 as u64
+    (pid as u64) << 32 | signal.cast_unsigned() as u64
 }
 
 record! {

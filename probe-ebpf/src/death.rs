@@ -49,12 +49,7 @@ fn is_dull<A: Access>(task: Task<A>) -> bool {
 /// Whether this death is to be recorded. What most processes of a node that forks much have, exit
 /// code 0 outside of a pid namespace, takes the least time.
 #[inline(always)]
-pub fn is_of_interest<A: Access>(
-    mode: u32,
-    task: Task<A>,
-    leader: Task<A>,
-    status: i32,
-) -> bool {
+pub fn is_of_interest<A: Access>(mode: u32, task: Task<A>, leader: Task<A>, status: i32) -> bool {
     match mode {
         deaths::OFF => false,
         deaths::ALL => true,

@@ -578,11 +578,11 @@ fn how_a_container_ended() {
 #[test]
 fn many_ends_at_once_share_their_questions() {
     run(async {
+        let time = Duration::from_secs(3);
         let host = Host::new();
         let fake = FakeCri::listen(&host.containerd(), Manner::Well, fleet());
         let resolver = Rc::new(host.resolver());
-        const TIME: Duration = Duration::from_secs(3);
-        let deadline = Instant::now() + TIME;
+        let deadline = Instant::now() + time;
         // Its sandbox runs on: all ask until the deadline.
         let mut asking = tokio::task::JoinSet::new();
         for index in 0..200 {
@@ -594,7 +594,7 @@ fn many_ends_at_once_share_their_questions() {
         }
         let calls = fake.counters.calls.get();
         // One for each of how it ended, and two for what there is, four times a second.
-        let rounds = usize::try_from(TIME.as_millis() / 250).unwrap() + 2;
+        let rounds = usize::try_from(time.as_millis() / 250).unwrap() + 2;
         assert!(calls <= 1 + 200 + 2 * rounds, "{calls} calls");
     });
 }

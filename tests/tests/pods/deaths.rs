@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use oomprobe_tests::containerd::{
     Container, ContainerSpec, ContainerState, ContainerStatus, Containerd, PidNamespace, Pod,
     PodSpec,
@@ -230,15 +230,15 @@ fn death_before_its_sidecar(containerd: &Containerd, probe: &Path) -> Result<()>
         .container(ContainerSpec::new("app", POLITE))
         .container(ContainerSpec::new("sidecar", LINGERING))
         .run(containerd)?;
-    let containers = [pod.start("app")?, pod.start("sidecar")?];
-    for container in &containers {
+    let (app, sidecar) = (pod.start("app")?, pod.start("sidecar")?);
+    for container in [&app, &sidecar] {
         container.wait_output("idle")?;
     }
-    let [app, sidecar] = &containers;
     std::thread::scope(|scope| {
         let stopping = scope.spawn(|| sidecar.stop(Duration::from_secs(30)));
         app.stop(Duration::from_secs(30))?;
-        stopping.join().expect("no panic")
+        let stopped = stopping.join();
+        stopped.map_err(|_| anyhow!("stopping the sidecar panicked"))?
     })?;
     pod.stop()?;
     let event = end_of(&tracer, app.id())?;

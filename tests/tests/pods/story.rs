@@ -19,12 +19,12 @@ pub(super) const ALL: [(&str, TraceTest); 1] = [("story_of_five_restarts", story
 /// Grows until it is killed.
 const GROWING: &[&str] = &["/bin/oomprobe-hog", "anon", "128", "--mib-per-s", "12"];
 
-/// Reads through its limit, and does not heed SIGTERM: it is first in its pid namespace.
+/// Reads through its limit; its shell does not heed SIGTERM, as it is first in its pid namespace.
 const READING: &[&str] = &[
     "/bin/sh",
     "-c",
-    "dd if=/dev/zero of=/data bs=1M count=96 2>/dev/null && echo reading && \
-     exec /bin/oomprobe-hog read /data 96 --readers 8",
+    "dd if=/dev/zero of=/data bs=1M count=96 2>/dev/null; echo reading; \
+     /bin/oomprobe-hog read /data 96 --readers 8 & wait",
 ];
 
 /// The container of this pod leaks, and is then stopped as the kubelet stops one that does not
@@ -88,7 +88,7 @@ fn check(story: &Value) -> Result<()> {
         let growth = death["lead_up"]["growth_bytes_per_s"].as_f64();
         // The rate it was told to grow by, less where the machine is busy.
         ensure!(
-            growth.is_some_and(|growth| growth > 0.0 && growth < 24.0 * 1048576.0),
+            growth.is_some_and(|growth| growth > 0.0 && growth < 24.0 * 1_048_576.0),
             "growth of {growth:?}"
         );
     }

@@ -28,11 +28,12 @@ pub(super) struct Value {
 /// What the kernel's counters of a cgroup were at a limit hit that came with a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct AtHit {
-    pub(super) usage_bytes: u64,
-    /// `memory.max`; `None` for none.
-    pub(super) max_bytes: Option<u64>,
-    /// `memory.high`; `None` for none.
-    pub(super) high_bytes: Option<u64>,
+    /// Bytes charged.
+    pub(super) usage: u64,
+    /// `memory.max`, bytes; `None` for none.
+    pub(super) max: Option<u64>,
+    /// `memory.high`, bytes; `None` for none.
+    pub(super) high: Option<u64>,
 }
 
 /// What was told last, and what was seen at the last hit: of a cgroup that is gone before it is

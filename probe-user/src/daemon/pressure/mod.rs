@@ -157,9 +157,9 @@ impl Daemon {
         if let Some(lookout) = &mut self.lookout {
             lookout.sampling.limit_hit(&path, now_ns);
             let at_hit = AtHit {
-                usage_bytes,
-                max_bytes: limit(hit.max_pages),
-                high_bytes: limit(hit.high_pages),
+                usage: usage_bytes,
+                max: limit(hit.max_pages),
+                high: limit(hit.high_pages),
             };
             lookout.ledger.hit(hit.memcg_id, at_hit);
         }

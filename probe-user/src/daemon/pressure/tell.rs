@@ -151,14 +151,14 @@ impl Daemon {
             let usage_bytes = counted
                 .usage_bytes
                 .or(looked.map(|(usage, _)| usage))
-                .or(at_hit.map(|at_hit| at_hit.usage_bytes));
+                .or(at_hit.map(|at_hit| at_hit.usage));
             let settings = looked.map(|(_, settings)| settings);
             let limit_bytes = match event {
                 LimitEvent::Max => at_hit
-                    .and_then(|at_hit| at_hit.max_bytes)
+                    .and_then(|at_hit| at_hit.max)
                     .or(settings.and_then(|settings| settings.own_max_bytes)),
                 LimitEvent::High => at_hit
-                    .and_then(|at_hit| at_hit.high_bytes)
+                    .and_then(|at_hit| at_hit.high)
                     .or(settings.and_then(|settings| settings.high_bytes)),
             };
             let body = MemcgLimit {

@@ -109,7 +109,7 @@ impl Death {
 
     /// Whether the runtime started it: the container's first process, or one executed in it.
     pub fn is_from_runtime(&self) -> bool {
-        parent_comm(&self.task).is_some_and(|parent| is_runtime(parent))
+        parent_comm(&self.task).is_some_and(is_runtime)
     }
 
     /// Whether it is the first process of a pid namespace of its own.

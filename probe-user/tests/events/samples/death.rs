@@ -88,6 +88,16 @@ fn status(exit_code: i32, reason: &str, sandbox_stopped: bool) -> RuntimeStatus 
     }
 }
 
+fn stalled() -> Before {
+    Before {
+        max_hits: Some(2_076),
+        stall_ms: Some(31_400.0),
+        thrashed: Some(true),
+        span_ms: 60_000.0,
+        ..Before::default()
+    }
+}
+
 fn cases() -> Vec<Case> {
     let mut oom = ended("oom", 137);
     oom.oom = Some(OomPart::Chosen);
@@ -109,13 +119,7 @@ fn cases() -> Vec<Case> {
     liveness.death.sender = Some(runc(9));
     liveness.death.stop_request = Some(request(30_011, Some(30_002)));
     liveness.death.runtime = Some(status(137, "Error", false));
-    liveness.death.before = Some(Before {
-        max_hits: Some(2_076),
-        stall_ms: Some(31_400.0),
-        thrashed: Some(true),
-        span_ms: 60_000.0,
-        ..Before::default()
-    });
+    liveness.death.before = Some(stalled());
     liveness.before = 1;
 
     let mut evicted = ended("evicted", 137);
