@@ -743,6 +743,15 @@ fn neighbour_cases() -> Vec<Case> {
             &["fills the page cache by its file I/O at 313 MiB/s"],
         ),
         case(
+            "one grows; who waits reads back far more than that",
+            |s| {
+                with_batch(s);
+                s.web.reclaims(900_000, 900_000, 0);
+            },
+            &[FindingId::NoisyNeighbour],
+            &["/system.slice/batch.service grows at 205 MiB/s"],
+        ),
+        case(
             "one grows and nobody minds",
             |s| {
                 let mut batch = Group::idle(9, "/system.slice/batch.service", GIB);

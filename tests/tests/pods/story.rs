@@ -24,7 +24,7 @@ const READING: &[&str] = &[
     "/bin/sh",
     "-c",
     "dd if=/dev/zero of=/data bs=1M count=96 2>/dev/null; echo reading; \
-     /bin/oomprobe-hog read /data 96 --readers 8 & wait",
+     /bin/oomprobe-hog read /data 12 --readers 8 & wait",
 ];
 
 /// The container of this pod leaks, and is then stopped as the kubelet stops one that does not

@@ -88,7 +88,8 @@ pub(super) fn noisy(
 }
 
 /// Memory that a cgroup took from the node: what it grew by, and what it took anew while as much
-/// of its own was reclaimed. One that reclaims at its own limit takes nothing from others.
+/// of its own was reclaimed. One that reclaims at its own limit takes nothing from others, nor does
+/// one that reads back what was thrown out: that is what it was taken.
 fn taken_bytes(leaf: &Activity<'_>, page_bytes: u64) -> u64 {
     let held = |d: &Detail| {
         d.anon_bytes
@@ -103,8 +104,10 @@ fn taken_bytes(leaf: &Activity<'_>, page_bytes: u64) -> u64 {
     // and what was reclaimed meanwhile.
     let reclaimed = leaf.count(|d| d.pgsteal).saturating_mul(page_bytes);
     let lost = leaf.shrinkage(held);
+    let refaulted = leaf.count(|d| d.refault_file) + leaf.count(|d| d.refault_anon);
     leaf.growth(held)
         .saturating_add(reclaimed.saturating_sub(lost))
+        .saturating_sub(refaulted.saturating_mul(page_bytes))
 }
 
 /// Cgroups without another one inside.
