@@ -61,7 +61,8 @@ fn story_of_five_restarts(containerd: &Containerd, probe: &Path) -> Result<()> {
         String::from_utf8(out).context("oomprobe explain")
     };
     // docs/explain.md shows it.
-    println!("{}", explain("pretty")?);
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("story.txt");
+    fs::write(&kept, explain("pretty")?).context("target/tmp")?;
     let story: Value = serde_json::from_str(&explain("json")?)?;
     check(&story).with_context(|| format!("{story:#}"))
 }
