@@ -31,8 +31,40 @@ pub struct Before {
     /// Whether it thrashed before it was killed: waited more than a tenth of the last ten seconds
     /// while pages it needed were thrown out. Null if that cannot be told.
     pub thrashed: Option<bool>,
+    /// How long it waited for its CPU quota just before. Null without a CPU limit, of the node, and
+    /// if it was not watched long enough.
+    pub cpu_throttled: Option<CpuThrottled>,
     /// How far back the record goes, ms.
     pub span_ms: f64,
+}
+
+/// Waiting for a CPU quota (`cpu.stat`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CpuThrottled {
+    /// Periods in which it used up its quota (`nr_throttled`).
+    pub throttled_periods: u64,
+    /// Share of all periods in which it had something to run.
+    pub throttled_ratio: f64,
+    /// How long it waited, summed over processors, ms.
+    pub throttled_ms: f64,
+    /// In so much time, ms.
+    pub window_ms: f64,
+}
+
+impl CpuThrottled {
+    /// Fewer throttled periods, or a smaller part of all, are a burst.
+    const PERIODS: u64 = 10;
+    const RATIO: f64 = 0.5;
+
+    /// Whether so many periods, and such a share of all, held the tasks up.
+    pub fn is_wait(throttled_periods: u64, throttled_ratio: f64) -> bool {
+        throttled_periods >= Self::PERIODS && throttled_ratio >= Self::RATIO
+    }
+
+    /// Whether it held the tasks up.
+    pub fn held_up(&self) -> bool {
+        Self::is_wait(self.throttled_periods, self.throttled_ratio)
+    }
 }
 
 /// The memory of a cgroup or of the node at one moment. Counters are since the cgroup was made,

@@ -24,7 +24,7 @@ mod time;
 mod triage;
 mod verdict;
 
-pub use before::{Before, MemorySample};
+pub use before::{Before, CpuThrottled, MemorySample};
 pub use escape::{escape, is_hostile};
 pub use gfp::Gfp;
 pub use oom_kill::{

@@ -5,6 +5,7 @@ use std::{fs::File, io};
 use super::{
     history::{HitSeries, Known},
     look::{self, DetailFiles, Roots},
+    quota::Quota,
     recorder::Record,
     sample::{CgroupSample, Settings},
 };
@@ -44,6 +45,8 @@ pub struct Cgroup {
     pub hits: Option<HitSeries>,
     /// Hits of its hard limit as hooks counted them.
     pub hooked: u64,
+    /// Waits for its CPU quota.
+    pub quota: Quota,
     stalled_ns: Option<u64>,
     near_ns: Option<u64>,
     /// When its files were read for the last full look, if usage has been the same ever since.
@@ -62,6 +65,7 @@ impl Cgroup {
             usage_bytes: 0,
             hits: None,
             hooked: 0,
+            quota: Quota::default(),
             stalled_ns: None,
             near_ns: None,
             still_since_ns: None,
@@ -150,6 +154,13 @@ impl Cgroup {
         })
     }
 
+    /// Reads how long it waited for its CPU quota.
+    pub fn look_at_quota(&mut self, roots: &Roots, path: &[u8], now_ns: u64, buf: &mut Vec<u8>) {
+        if let Some(reading) = roots.throttling(path, buf) {
+            self.quota.push(now_ns, reading, self.made_boot_ns);
+        }
+    }
+
     /// A limit of it was hit.
     pub fn hit(&mut self, boot_ns: u64) {
         self.hits = Some(HitSeries::after(self.hits, boot_ns));
@@ -216,6 +227,7 @@ impl Cgroup {
             hits: self.hits,
             max_events: last.and_then(|detail| detail.max_events),
             high_events: last.and_then(|detail| detail.high_events),
+            cpu_throttled: self.quota.lately(),
         }
     }
 

@@ -254,6 +254,9 @@ impl Pressure {
             self.watched.watch(path, None);
         }
         let now_ns = clock::boot_ns();
+        if let Some(cgroup) = self.watched.cgroups.get_mut(path) {
+            cgroup.look_at_quota(&self.watched.roots, path, now_ns, &mut self.buf);
+        }
         let (cgroup, mut known) = if let Some(cgroup) = self.watched.cgroups.get(path) {
             // The counters at the kill; what was in memory then is in the record, or lost.
             let after = cgroup.read_fully(&self.watched.roots, path, now_ns, &mut self.buf);
@@ -489,6 +492,7 @@ impl Pressure {
             let Some(cgroup) = self.watched.cgroups.get_mut(&path) else {
                 continue;
             };
+            cgroup.look_at_quota(&self.watched.roots, &path, now_ns, &mut self.buf);
             if cgroup.is_full() {
                 self.watched.read_settings(&path);
             } else if let Some(sample) = cgroup.look_again(now_ns) {

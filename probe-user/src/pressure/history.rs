@@ -1,7 +1,7 @@
 //! From the flight recorder to `before`: what led up to a kill. Pure.
 
 use super::sample::{CgroupSample, NodeSample};
-use crate::event::{Before, Confidence, MemorySample};
+use crate::event::{Before, Confidence, CpuThrottled, MemorySample};
 
 /// A pause of this length between two limit hits begins a new series of hits.
 pub const HIT_PAUSE_NS: u64 = 10 * SECOND_NS;
@@ -72,6 +72,8 @@ pub struct Known {
     pub max_events: Option<u64>,
     /// `high` of `memory.events.local`, then.
     pub high_events: Option<u64>,
+    /// How long it waited for its CPU quota.
+    pub cpu_throttled: Option<CpuThrottled>,
 }
 
 /// What is common to cgroups and the node.
@@ -196,6 +198,7 @@ fn build(points: &[Point], kill_ns: u64, known: &Known) -> Before {
             .limit_bytes
             .and_then(|limit| half_to_limit(&curve, limit / 2, reached_ns)),
         thrashed: thrashed(points, kill_ns),
+        cpu_throttled: known.cpu_throttled,
         span_ms: ms(kill_ns - start_ns),
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     identity::hierarchy::{Hierarchies, Mode, Mount},
     node::{
         self, Error, TextFile,
+        cpu::Throttling,
         memcg::{Limit, MemcgSettings, MemoryEvents, OomControl, Version},
         psi::PressureFile,
         single_number,
@@ -28,6 +29,9 @@ pub struct Roots {
     /// Where a cgroup has its `*.pressure` files: v1 has none, but systemd and container engines
     /// make the same tree on the v2 hierarchy of a hybrid layout.
     pressure: Option<Mount>,
+    /// Where a cgroup has its `cpu.stat`: on v1 the CPU controller's own hierarchy, where container
+    /// engines make the same tree.
+    cpu: Option<Mount>,
     /// Hooks count limit hits, and no file tells them: v1's `memory.failcnt` counts every try to
     /// charge, and none where memory and swap together have the same limit.
     pub hooked: bool,
@@ -43,6 +47,7 @@ impl Roots {
                 Mode::Hybrid | Mode::Legacy => Version::V1,
             },
             pressure: hierarchies.unified.clone(),
+            cpu: cpu(hierarchies),
             hooked: false,
         }
     }
@@ -59,6 +64,13 @@ impl Roots {
     /// A pressure file of the cgroup at `path`.
     pub fn pressure_file(&self, path: &[u8], name: &str) -> Option<PathBuf> {
         Some(self.pressure.as_ref()?.directory(path)?.join(name))
+    }
+
+    /// How long the cgroup at `path` waited for its CPU quota.
+    pub fn throttling(&self, path: &[u8], buf: &mut Vec<u8>) -> Option<Throttling> {
+        let file = self.cpu.as_ref()?.directory(path)?.join("cpu.stat");
+        let file = TextFile::open(file).ok()?;
+        file.parse(buf, Throttling::parse).ok()
     }
 
     /// Limits and protections of the cgroup at `path`; the limit is its own.
@@ -80,6 +92,19 @@ impl Roots {
             .directory(path)
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
+}
+
+/// On v1 each controller is mounted under its name; systemd mounts these two as one.
+fn cpu(hierarchies: &Hierarchies) -> Option<Mount> {
+    if hierarchies.mode == Mode::Unified {
+        return Some(hierarchies.memory.clone());
+    }
+    let all = hierarchies.memory.path.parent()?;
+    let mut names = ["cpu", "cpu,cpuacct"].iter().map(|name| all.join(name));
+    Some(Mount {
+        path: names.find(|path| path.is_dir())?,
+        ..hierarchies.memory.clone()
+    })
 }
 
 /// One number from a file of cgroupfs, without allocating.

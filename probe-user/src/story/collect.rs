@@ -627,6 +627,7 @@ fn recorded(before: Option<&Before>) -> LeadUp {
         high_hits: before.high_hits,
         stall_ms: before.stall_ms,
         thrashed: before.thrashed,
+        cpu_throttled: before.cpu_throttled,
         ..LeadUp::default()
     })
 }

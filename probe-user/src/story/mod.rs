@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 pub use collect::Collector;
 
 use crate::event::{
-    Cause, Confidence, DeathCause, Event, KubernetesReport, ProcessRole, Schema, Scope, Time,
+    Cause, Confidence, CpuThrottled, DeathCause, Event, KubernetesReport, ProcessRole, Schema,
+    Scope, Time,
 };
 
 /// Deaths that a story lists at most; the oldest are left out.
@@ -223,6 +224,8 @@ pub struct LeadUp {
     pub node_stall_ms: Option<f64>,
     /// Whether it thrashed.
     pub thrashed: Option<bool>,
+    /// How long it waited for its CPU quota just before.
+    pub cpu_throttled: Option<CpuThrottled>,
     /// Times the OOM killer ran for it in that time and killed nobody.
     pub ooms_without_kill: u64,
     /// What held its tasks up in the last minute. Null if nothing was seen that did.

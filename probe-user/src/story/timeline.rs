@@ -273,6 +273,9 @@ fn held_up(lead_up: &LeadUp, seen: &Seen) -> Option<HeldUp> {
     {
         return Some(HeldUp::ReclaimStall);
     }
+    if lead_up.cpu_throttled.is_some_and(|cpu| cpu.held_up()) {
+        return Some(HeldUp::CpuThrottling);
+    }
     seen.held_up_by
 }
 

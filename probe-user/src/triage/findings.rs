@@ -7,7 +7,8 @@ use std::collections::HashSet;
 
 use crate::event::label::{self, ago, bytes, percent};
 use crate::event::{
-    Cgroup, Confidence, Disk, Finding, FindingId, RecentKill, Severity, Throttled, Triage,
+    Cgroup, Confidence, CpuThrottled, Disk, Finding, FindingId, RecentKill, Severity, Throttled,
+    Triage,
 };
 use crate::verdict::quote;
 
@@ -28,10 +29,6 @@ const SWAP_FREE_PERCENT: u64 = 5;
 
 /// Committed memory by its limit, percent, under strict overcommit.
 const COMMIT_PERCENT: u64 = 95;
-
-/// Periods that must have been throttled, and of how many: fewer are a burst.
-const THROTTLED_PERIODS: u64 = 10;
-const THROTTLED_RATIO: f64 = 0.5;
 
 /// Share of the time in which some task waited for a processor: now, and over 60 s.
 const CPU_SOME: (f64, f64) = (0.8, 0.6);
@@ -325,9 +322,7 @@ fn commit_limit(triage: &Triage) -> Option<Finding> {
 }
 
 fn cpu_throttling(throttled: &Throttled) -> Option<Finding> {
-    if throttled.throttled_periods < THROTTLED_PERIODS
-        || throttled.throttled_ratio < THROTTLED_RATIO
-    {
+    if !CpuThrottled::is_wait(throttled.throttled_periods, throttled.throttled_ratio) {
         return None;
     }
     let (k8s, container) = (throttled.k8s.as_ref(), throttled.container.as_ref());

@@ -319,6 +319,7 @@ pub(crate) fn leak_kill() -> OomKill {
             growth_bytes_per_s: Some(8_388_608.0),
             growth_confidence: Some(Confidence::High),
             half_to_limit_ms: Some(32_000.0),
+            cpu_throttled: None,
             thrashed: Some(true),
             span_ms: 44_200.0,
         }),

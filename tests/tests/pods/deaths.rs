@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::{HOG, IDLE, MIB, TraceTest, lone_hog, trace};
 
 /// The tests here.
-pub(super) const ALL: [(&str, TraceTest); 12] = [
+pub(super) const ALL: [(&str, TraceTest); 13] = [
     ("death_by_exit_code", death_by_exit_code),
     ("death_by_crash", death_by_crash),
     ("death_within_grace", death_within_grace),
@@ -26,6 +26,7 @@ pub(super) const ALL: [(&str, TraceTest); 12] = [
     ("death_with_its_pod", death_with_its_pod),
     ("death_before_its_sidecar", death_before_its_sidecar),
     ("death_after_an_exec", death_after_an_exec),
+    ("death_under_a_cpu_limit", death_under_a_cpu_limit),
     ("death_of_an_exec_probe", death_of_an_exec_probe),
     ("death_by_oom", death_by_oom),
     ("deaths_in_a_crash_loop", deaths_in_a_crash_loop),
@@ -245,6 +246,29 @@ fn death_before_its_sidecar(containerd: &Containerd, probe: &Path) -> Result<()>
     check(&event, &app.wait_exited()?, &["runtime_stop"])?;
     equal(&event, "runtime.sandbox_stopped", false)?;
     equal(&event, "stop_request.siblings_too", true).with_context(|| format!("{event:#}"))
+}
+
+/// A container that its CPU limit stops most of the time, and that the kubelet stops for not
+/// answering in time.
+fn death_under_a_cpu_limit(containerd: &Containerd, probe: &Path) -> Result<()> {
+    let tracer = trace(containerd, probe)?;
+    let busy: &[&str] = &["/bin/sh", "-c", "echo idle; while :; do :; done"];
+    let mut pod = PodSpec::new("shop", "cart-slow")
+        .container(ContainerSpec::new("app", busy).cpu_limit_millis(100))
+        .run(containerd)?;
+    let app = pod.start("app")?;
+    app.wait_output("idle")?;
+    std::thread::sleep(Duration::from_secs(4));
+    app.stop(Duration::from_secs(1))?;
+    let event = end_of(&tracer, app.id())?;
+    check(&event, &app.wait_exited()?, &["liveness_kill"])?;
+    let throttled = at(&event, "before.cpu_throttled.throttled_ratio").as_f64();
+    let summary = at(&event, "verdict.summary").as_str().unwrap_or_default();
+    ensure!(
+        throttled.is_some_and(|ratio| ratio > 0.5) && summary.contains("stood still"),
+        "{event:#}"
+    );
+    Ok(())
 }
 
 /// What was executed in a container and failed, a moment before that ends, did not end it.

@@ -93,6 +93,7 @@ fn killed_within_a_second_of_its_making() {
         }),
         max_events: Some(77),
         high_events: Some(0),
+        cpu_throttled: None,
     };
     let before = before(&[], seconds(100.0), &known);
     assert!(before.samples.is_empty());
@@ -248,6 +249,7 @@ proptest! {
             hits: hit.map(|(a, b)| HitSeries { first_ns: a.min(b), last_ns: a.max(b) }),
             max_events: None,
             high_events: None,
+ cpu_throttled: None,
         };
         let before = before(&series, kill, &known);
         prop_assert!(before.samples.len() <= MAX_SAMPLES);

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use super::layout::{Colour, Page};
 use crate::event::label::{self, bytes, ratio, seconds};
 use crate::event::{
-    Before, Body, Cgroup, Confidence, Event, Finding, LeakSuspect, LimitEvent, MemcgLimit,
-    MemorySample, Pressure, ReclaimStall, StallKind, escape,
+    Before, Body, Cgroup, Confidence, CpuThrottled, Event, Finding, LeakSuspect, LimitEvent,
+    MemcgLimit, MemorySample, Pressure, ReclaimStall, StallKind, escape,
 };
 use crate::pressure::series::approx;
 
@@ -191,6 +191,9 @@ pub(super) fn before(page: &mut Page, before: &Before, limit_bytes: Option<u64>)
     }
     if before.thrashed == Some(true) {
         facts.push("thrashed".to_owned());
+    }
+    if let Some(cpu) = before.cpu_throttled.filter(CpuThrottled::held_up) {
+        facts.push(format!("CPU throttled {}", ratio(cpu.throttled_ratio)));
     }
     let facts = facts.join(", ");
     let Some(line) = sparkline(&before.samples, limit_bytes) else {

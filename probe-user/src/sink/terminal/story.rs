@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::layout::{Colour, Page};
 use super::{MILLISECOND, name};
 use crate::event::label;
-use crate::event::{Confidence, DeathCause, Time, escape};
+use crate::event::{Confidence, CpuThrottled, DeathCause, Time, escape};
 use crate::story::{ContainerStory, Death, LeadUp, Story};
 
 /// Deaths shown; the oldest are left to `-o json`.
@@ -179,6 +179,10 @@ fn before(lead_up: &LeadUp) -> String {
     }
     if lead_up.thrashed == Some(true) {
         parts.push("thrashed".to_owned());
+    }
+    if let Some(cpu) = lead_up.cpu_throttled.filter(CpuThrottled::held_up) {
+        let ratio = label::ratio(cpu.throttled_ratio);
+        parts.push(format!("CPU limit stopped it in {ratio} of all periods"));
     }
     if lead_up.ooms_without_kill > 0 {
         let ooms = times(lead_up.ooms_without_kill);

@@ -1,7 +1,7 @@
 //! Processes that exited by themselves.
 
 use super::{Facts, Finding, finding, sender, stop};
-use crate::event::{Confidence, DeathCause, Signal};
+use crate::event::{Confidence, DeathCause, Signal, StopRequest};
 
 /// An OOM kill this shortly before an exit is taken for its reason, ms.
 const RECENT_MS: u64 = 10_000;
@@ -30,6 +30,7 @@ pub(super) fn find(facts: &Facts<'_>) -> Finding {
         evidence.push(format!("it ran for {}", stop::ms_label(lifetime)));
     }
     if let Some(request) = &facts.death.stop_request
+        && is_reason(request, facts)
         && let Some(sure) = sender::runtime(&request.sender)
     {
         // Other codes than these may be a failure that came in between.
@@ -42,6 +43,18 @@ pub(super) fn find(facts: &Facts<'_>) -> Finding {
         return found;
     }
     finding(DeathCause::AppExit, Confidence::High, why, evidence)
+}
+
+/// Whether a process that ends so long after a request may do so because of it. A signal that some
+/// programs print their threads for, or rotate their logs, and live on, not for long.
+fn is_reason(request: &StopRequest, facts: &Facts<'_>) -> bool {
+    let runtime = facts.death.runtime.as_ref();
+    let grace_ms = runtime.and_then(|runtime| runtime.grace_period_ms);
+    let longest_ms = match request.signal.name.as_str() {
+        "SIGTERM" => 3_600_000,
+        _ => 60_000,
+    };
+    request.took_ms <= grace_ms.unwrap_or(0).max(longest_ms)
 }
 
 /// What programs usually mean by an exit code.

@@ -161,10 +161,10 @@ pub fn label(facts: &Facts<'_>, verdict: &DeathVerdict) -> String {
         C::RuntimeStop => "stop by the runtime".to_owned(),
         C::RuntimeStopGraceExpired => "kill after the grace period".to_owned(),
         C::Eviction => "eviction".to_owned(),
-        C::LivenessKill if facts.death.before.as_ref().and_then(stop::stall).is_some() => {
-            "liveness kill during reclaim stall".to_owned()
-        }
-        C::LivenessKill => "liveness kill".to_owned(),
+        C::LivenessKill => match death.before.as_ref().and_then(stop::stall) {
+            Some(stall) => format!("liveness kill during {}", stall.what),
+            None => "liveness kill".to_owned(),
+        },
         C::UserspaceOomKiller => {
             let sender = death.sender.as_ref().and_then(sender::oom_killer);
             format!("kill by {}", sender.map_or(by, |(name, _)| name))

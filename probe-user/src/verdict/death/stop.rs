@@ -1,7 +1,7 @@
 //! Processes that the container runtime stopped: on whose behalf, and whether in time.
 
 use super::{Facts, Finding, finding, sender};
-use crate::event::{Before, Confidence, DeathCause, ProcessRole, label};
+use crate::event::{Before, Confidence, CpuThrottled, DeathCause, ProcessRole, label};
 
 /// A SIGKILL this soon after a request to stop did not wait for a grace period, ms: the shortest one
 /// that Kubernetes knows is a second.
@@ -69,7 +69,7 @@ pub(super) fn find(
                        failed, or its container was restarted"
             .to_owned();
         if let Some(stall) = facts.death.before.as_ref().and_then(stall) {
-            evidence.insert(0, stall);
+            evidence.insert(0, stall.evidence);
             why.push_str("; the probe probably failed because the container stood still");
         }
         return finding(DeathCause::LivenessKill, Medium, why, evidence);
@@ -142,8 +142,20 @@ fn describe(end: &End, facts: &Facts<'_>) -> String {
     }
 }
 
-/// What stood still before it died.
-pub(super) fn stall(before: &Before) -> Option<String> {
+/// What made a container stand still.
+pub(super) struct Stall {
+    /// In two words.
+    pub(super) what: &'static str,
+    /// With numbers.
+    pub(super) evidence: String,
+}
+
+/// What made the container stand still before it died.
+pub(super) fn stall(before: &Before) -> Option<Stall> {
+    for_memory(before).or_else(|| for_processors(before.cpu_throttled?))
+}
+
+fn for_memory(before: &Before) -> Option<Stall> {
     let stalled = before.stall_ms.filter(|ms| *ms >= STALLED * before.span_ms);
     if before.thrashed != Some(true) && stalled.is_none() {
         return None;
@@ -161,11 +173,26 @@ pub(super) fn stall(before: &Before) -> Option<String> {
     if before.thrashed == Some(true) {
         parts.push("it thrashed".to_owned());
     }
-    Some(format!(
-        "in the {} before: {}",
-        label::seconds(before.span_ms / 1000.0),
-        parts.join(", ")
-    ))
+    Some(Stall {
+        what: "reclaim stall",
+        evidence: format!(
+            "in the {} before: {}",
+            label::seconds(before.span_ms / 1000.0),
+            parts.join(", ")
+        ),
+    })
+}
+
+fn for_processors(throttled: CpuThrottled) -> Option<Stall> {
+    throttled.held_up().then(|| Stall {
+        what: "CPU throttling",
+        evidence: format!(
+            "in the {} before: its CPU limit stopped it in {} of all periods, for {}",
+            label::seconds(throttled.window_ms / 1000.0),
+            label::ratio(throttled.throttled_ratio),
+            label::seconds(throttled.throttled_ms / 1000.0)
+        ),
+    })
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a time for a person")]

@@ -2,8 +2,9 @@ use std::sync::LazyLock;
 
 use super::{EarlierOom, Facts, NodeState, OomPart, process_death};
 use crate::event::{
-    Before, Cgroup, Confidence, Container, DeathCause as C, DeathVerdict, Fault, K8s, K8sContainer,
-    Process, ProcessDeath, ProcessRole, RuntimeStatus, Sender, Signal, StopRequest, Via,
+    Before, Cgroup, Confidence, Container, CpuThrottled, DeathCause as C, DeathVerdict, Fault, K8s,
+    K8sContainer, Process, ProcessDeath, ProcessRole, RuntimeStatus, Sender, Signal, StopRequest,
+    Via,
 };
 
 fn sender(comm: &str, via: Via) -> Sender {
@@ -28,6 +29,13 @@ fn by(signal: u32, sender: Option<Sender>) -> ProcessDeath {
         exit_code: 128 + signal,
         signal: Some(Signal::of(signal)),
         sender,
+        ..ProcessDeath::default()
+    }
+}
+
+fn exit(code: u32) -> ProcessDeath {
+    ProcessDeath {
+        exit_code: code,
         ..ProcessDeath::default()
     }
 }
@@ -291,10 +299,6 @@ fn a_grace_period_expires_only_after_the_runtimes_own_request() {
 
 #[test]
 fn an_exit_on_request_follows_the_rule_of_a_kill() {
-    let exit = |code| ProcessDeath {
-        exit_code: code,
-        ..ProcessDeath::default()
-    };
     for (code, stopped, cause) in [
         (0, false, C::LivenessKill),
         (143, true, C::Eviction),
@@ -315,6 +319,24 @@ fn an_exit_on_request_follows_the_rule_of_a_kill() {
     let mut probe = sandbox(by(9, Some(sender("runc", Via::Kill))), false);
     probe.role = Some(ProcessRole::Exec);
     assert_eq!(verdict(&probe, |_| ()).0, C::RuntimeStop);
+}
+
+#[test]
+fn an_old_request_is_no_reason_for_an_exit() {
+    for (signal, took_ms, cause) in [
+        (15, 600_000, C::RuntimeStop),
+        (15, 86_400_000, C::AppExit),
+        // A thread dump.
+        (3, 600_000, C::AppExit),
+        (3, 5_000, C::RuntimeStop),
+    ] {
+        let mut death = asked(exit(1), None);
+        if let Some(request) = &mut death.stop_request {
+            request.signal = Signal::of(signal);
+            request.took_ms = took_ms;
+        }
+        assert_eq!(verdict(&death, |_| ()).0, cause, "{signal} {took_ms}");
+    }
 }
 
 #[test]
@@ -353,6 +375,30 @@ fn a_liveness_kill_after_a_stall_cites_it() {
         let found = explained(&death, |_| ());
         assert_eq!(found.summary.contains("stood still"), is_cited, "{found:?}");
         assert!(format!("{:?}", found.evidence).contains("grace period was over"));
+    }
+}
+
+#[test]
+fn a_liveness_kill_under_a_cpu_limit_cites_that() {
+    let killed = by(9, Some(sender("runc", Via::Kill)));
+    let death = sandbox(asked(killed, Some(30_000)), false);
+    for (throttled_periods, is_cited) in [(90, true), (9, false)] {
+        let death = ProcessDeath {
+            before: Some(Before {
+                cpu_throttled: Some(CpuThrottled {
+                    throttled_periods,
+                    throttled_ratio: 0.9,
+                    throttled_ms: 8_000.0,
+                    window_ms: 12_000.0,
+                }),
+                ..Before::default()
+            }),
+            ..death.clone()
+        };
+        let found = explained(&death, |_| ());
+        assert_eq!(found.summary.contains("stood still"), is_cited, "{found:?}");
+        let evidence = format!("{:?}", found.evidence);
+        assert_eq!(evidence.contains("CPU limit stopped it in 90 %"), is_cited);
     }
 }
 

@@ -137,7 +137,8 @@ fn kills_itself(context: &mut Context) -> Result<()> {
             &Death::of(hog.pid(), end)?
                 .inside(&stage.container, "child", true)
                 .sent("kill", hog.pid())
-                .is("stop_request", ()),
+                .is("stop_request", ())
+                .because("own_signal"),
         )?;
     }
     Ok(())
