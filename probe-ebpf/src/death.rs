@@ -82,12 +82,14 @@ pub fn is_exiting_init() -> bool {
 /// kernel/exit.c).
 #[inline(always)]
 pub fn wait_status<A: Access>(task: Task<A>, leader: Task<A>) -> i32 {
-    let signal = task.signal();
+    let Some(signal) = task.signal() else {
+        return 0;
+    };
     let is_group_exit = signal
-        .and_then(|signal| signal.flags())
+        .flags()
         .is_some_and(|flags| flags & SIGNAL_GROUP_EXIT != 0);
     let code = if is_group_exit {
-        signal.and_then(|signal| signal.group_exit_code())
+        signal.group_exit_code()
     } else {
         leader.exit_code()
     };

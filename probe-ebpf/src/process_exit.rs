@@ -28,7 +28,7 @@ fn exit_tb(ctx: BtfTracePointContext) -> i32 {
     } else {
         None
     };
-    body::<Typed>(ctx.arg(0), group_dead, source::TP_BTF);
+    body::<Typed>(ctx.arg(0), group_dead, Task::group_leader, source::TP_BTF);
     0
 }
 
@@ -39,12 +39,29 @@ fn exit_rt(ctx: RawTracePointContext) -> i32 {
     } else {
         None
     };
-    body::<Probed>(ctx.arg(0), group_dead, source::RAW_TP);
+    body::<Probed>(ctx.arg(0), group_dead, leader, source::RAW_TP);
     0
 }
 
+/// Most often the last thread is the first one: a read less. The verifier of 5.10 wants no typed
+/// pointer that may be either.
 #[inline(always)]
-fn body<A: Access>(task: *const u8, group_dead: Option<bool>, source: u32) {
+fn leader(task: Task<Probed>) -> Option<Task<Probed>> {
+    let thread = bpf_get_current_pid_tgid();
+    if thread >> 32 == thread & 0xffff_ffff {
+        Some(task)
+    } else {
+        task.group_leader()
+    }
+}
+
+#[inline(always)]
+fn body<A: Access>(
+    task: *const u8,
+    group_dead: Option<bool>,
+    leader: impl FnOnce(Task<A>) -> Option<Task<A>>,
+    source: u32,
+) {
     let Some(task) = Task::<A>::new(task) else {
         return;
     };
@@ -53,23 +70,17 @@ fn body<A: Access>(task: *const u8, group_dead: Option<bool>, source: u32) {
         return;
     }
     let mode = death::mode();
-    let thread = bpf_get_current_pid_tgid();
-    let pid = (thread >> 32) as u32;
-    // SAFETY: the value is only copied.
-    let victim = unsafe { VICTIMS.get(pid) }.copied();
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // A pointer, as the value of none is undefined, and may not be spilled.
+    let victim = VICTIMS.get_ptr(pid);
     if mode == deaths::OFF && victim.is_none() {
         return;
     }
-    // Most often the last thread is the first one: a read less.
-    let leader = if pid == thread as u32 {
-        Some(task)
-    } else {
-        task.group_leader()
-    };
-    let Some(leader) = leader else { return };
+    let Some(leader) = leader(task) else { return };
     let status = wait_status(task, leader);
     if let Some(start_boot_ns) = victim {
-        victim_exit(pid, start_boot_ns, status, source);
+        // SAFETY: a value of the map.
+        victim_exit(pid, unsafe { *start_boot_ns }, status, source);
     }
     if death::is_of_interest(mode, task, leader, status) {
         death::report(task, leader, status, source);
