@@ -5,6 +5,7 @@
 //! deaths have in common. Nothing is read or asked here: the same events give the same story.
 
 mod collect;
+mod digest;
 mod pattern;
 mod timeline;
 

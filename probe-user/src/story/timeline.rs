@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
-use super::collect::{End, Ended, Kill, Of, Saw, Sign};
+use super::collect::{Ended, Of, Saw, Sign};
+use super::digest::{End, Kill};
 use super::{ContainerStory, Death, HeldUp, LeadUp};
 use crate::event::{DeathCause, LimitEvent, ProcessRole, StallKind, Time};
 
