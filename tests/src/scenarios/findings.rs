@@ -266,7 +266,7 @@ fn noisy_neighbour(context: &mut Context) -> Result<()> {
     let (victim, culprit) = (pod.container(0x47)?, pod.container(0x48)?);
     let more = ["--readers", "4", "--random"];
     let mut victims =
-        Spec::inside(&victim.cgroup).start(&reader(source.path(), 50, &more), context.deadline)?;
+        Spec::inside(&victim.cgroup).start(&reader(source.path(), 60, &more), context.deadline)?;
     victims.wait_ready(context.deadline)?;
     memcg::throttle_reads(&victim.cgroup, &source.numbers()?, SLOW_DISK)?;
     let tracer = context.start_tracer(&[])?;
@@ -295,7 +295,8 @@ fn noisy_neighbour(context: &mut Context) -> Result<()> {
 }
 
 fn start_growing(context: &Context, cgroup: &Cgroup) -> Result<Hog> {
-    let workload = ["sawtooth", "280", "--mib-per-s", "24"];
+    // It takes from the other for eight seconds: longer than what is looked at.
+    let workload = ["sawtooth", "290", "--mib-per-s", "20"];
     Spec::inside(cgroup).start(&workload, context.deadline)
 }
 
