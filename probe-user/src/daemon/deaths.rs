@@ -204,7 +204,8 @@ impl Daemon {
         early.findings.others = others;
         if let Some(container) = &early.claim.container_id {
             // What was executed in a container that ended a moment later did not end it.
-            let is_outlived = !death.is_namespace_init() && self.morgue.held.has_init_of(container);
+            let is_executed = death.is_from_runtime() && !death.is_namespace_init();
+            let is_outlived = is_executed && self.morgue.held.has_init_of(container);
             if !is_outlived {
                 early.findings.container_survived = self.survived(&death.path, &early.claim);
             }

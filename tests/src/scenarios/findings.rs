@@ -295,8 +295,8 @@ fn noisy_neighbour(context: &mut Context) -> Result<()> {
 }
 
 fn start_growing(context: &Context, cgroup: &Cgroup) -> Result<Hog> {
-    // It takes from the other for eight seconds: longer than what is looked at.
-    let workload = ["sawtooth", "290", "--mib-per-s", "20"];
+    // It takes from the other for longer than what is looked at, though reclaim slows it down.
+    let workload = ["sawtooth", "290", "--mib-per-s", "28"];
     Spec::inside(cgroup).start(&workload, context.deadline)
 }
 
