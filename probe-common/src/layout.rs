@@ -225,6 +225,118 @@ kernel_layout! {
     sched_process_exit__has_group_dead,
     /// 1 if tracepoint `vmscan:mm_vmscan_memcg_reclaim_begin` carries the `mem_cgroup *`.
     memcg_reclaim_begin__has_memcg,
+    // Sockets and what they hold.
+    /// `file.f_inode`.
+    file__f_inode,
+    /// `inode.i_sb`.
+    inode__i_sb,
+    /// `inode.i_ino` (u64).
+    inode__i_ino,
+    /// `super_block.s_magic` (u64).
+    super_block__s_magic,
+    /// `socket_alloc.socket`: what sockfs allocates around an inode.
+    socket_alloc__socket,
+    /// `socket_alloc.vfs_inode`, for container_of.
+    socket_alloc__vfs_inode,
+    /// `socket.sk`: NULL once it is released.
+    socket__sk,
+    /// `sock_common.skc_family` (u16); every `sock` begins with it.
+    sock_common__skc_family,
+    /// `skc_state` (u8): TCP's states, which others borrow.
+    sock_common__skc_state,
+    /// `skc_net.net`: its network namespace.
+    sock_common__skc_net,
+    /// `skc_daddr` (be32).
+    sock_common__skc_daddr,
+    /// `skc_rcv_saddr` (be32).
+    sock_common__skc_rcv_saddr,
+    /// `skc_v6_daddr` (16 bytes): absent without IPv6.
+    sock_common__skc_v6_daddr,
+    /// `skc_v6_rcv_saddr` (16 bytes).
+    sock_common__skc_v6_rcv_saddr,
+    /// `skc_dport` (be16).
+    sock_common__skc_dport,
+    /// `skc_num` (u16): local port.
+    sock_common__skc_num,
+    /// `sk_type` (u16).
+    sock__sk_type,
+    /// `sk_protocol` (u16).
+    sock__sk_protocol,
+    /// `sk_receive_queue`.
+    sock__sk_receive_queue,
+    /// `sk_write_queue`.
+    sock__sk_write_queue,
+    /// `sk_error_queue`.
+    sock__sk_error_queue,
+    /// `sk_buff_head.next`: the oldest buffer, or the head itself.
+    sk_buff_head__next,
+    /// `sk_buff_head.qlen` (u32).
+    sk_buff_head__qlen,
+    /// `sk_backlog.rmem_alloc` (atomic): true sizes of what was received and not read.
+    sock__rmem_alloc,
+    /// `sk_backlog.len` (i32): true sizes of what waits for the socket's lock.
+    sock__backlog_len,
+    /// `sk_wmem_alloc` (refcount): true sizes of what was sent and not freed, and 1.
+    sock__sk_wmem_alloc,
+    /// `sk_wmem_queued` (i32): TCP's write and retransmit queues.
+    sock__sk_wmem_queued,
+    /// `sk_rcvbuf` (i32).
+    sock__sk_rcvbuf,
+    /// `sk_sndbuf` (i32).
+    sock__sk_sndbuf,
+    /// `sk_drops` (atomic).
+    sock__sk_drops,
+    /// `sk_drop_counters`: counts in place of `sk_drops`, where it is set.
+    sock__sk_drop_counters,
+    /// `numa_drop_counters.drops0` (atomic).
+    numa_drop_counters__drops0,
+    /// `numa_drop_counters.drops1` (atomic).
+    numa_drop_counters__drops1,
+    /// `sk_ack_backlog` (u32): connections that wait to be accepted.
+    sock__sk_ack_backlog,
+    /// `sk_cgrp_data`: the cgroup that made it, on the v2 hierarchy; in the lowest bits flags.
+    sock__sk_cgrp_data,
+    /// `net.ns`.
+    net__ns,
+    /// `ns_common.inum` (u32).
+    ns_common__inum,
+    /// `udp_sock.reader_queue`: what a reader took out of `sk_receive_queue` at once.
+    udp_sock__reader_queue,
+    /// `tcp_sock.copied_seq` (u32): read up to here.
+    tcp_sock__copied_seq,
+    /// `inet_connection_sock.icsk_retransmits` (u8): of the oldest unacknowledged segment.
+    icsk__retransmits,
+    /// `inet_connection_sock.icsk_probes_out` (u8): unanswered probes of a closed window.
+    icsk__probes_out,
+    /// `inet_connection_sock.icsk_backoff` (u8).
+    icsk__backoff,
+    /// `packet_sock.num` (be16): protocol.
+    packet_sock__num,
+    /// `packet_sock.ifindex` (i32): 0 is every interface.
+    packet_sock__ifindex,
+    /// `packet_sock.rx_ring`.
+    packet_sock__rx_ring,
+    /// `packet_sock.tx_ring`.
+    packet_sock__tx_ring,
+    /// `packet_ring_buffer.pg_vec_len` (u32): blocks.
+    packet_ring_buffer__pg_vec_len,
+    /// `packet_ring_buffer.pg_vec_pages` (u32): pages of a block.
+    packet_ring_buffer__pg_vec_pages,
+    /// `netlink_sock.portid` (u32).
+    netlink_sock__portid,
+    /// `unix_sock.peer`: where what it sends is queued.
+    unix_sock__peer,
+    // Objects that are followed until they are freed.
+    /// `sk_buff.truesize` (u32): bytes of the buffer and all it points to.
+    sk_buff__truesize,
+    /// `kmem_cache.name`.
+    kmem_cache__name,
+    /// `kmem_cache.size` (u32): bytes that one object takes.
+    kmem_cache__size,
+    /// 1 if tracepoint `kmem:kmem_cache_alloc` carries the `kmem_cache *`, 0 if sizes.
+    kmem_cache_alloc__has_cache,
+    /// 1 if tracepoint `kmem:kmem_cache_free` carries the `kmem_cache *`, 0 if nothing.
+    kmem_cache_free__has_cache,
 }
 
 /// What the programs need to know beside the layout. Set while they run, as it takes longer to
@@ -239,13 +351,13 @@ pub struct Settings {
     pub has_limit_hit: u32,
     /// 1 once `OOM_DECISION` records are produced: a mark then leaves limit and stack to them.
     pub has_decision: u32,
-    /// Which deaths are recorded: one of [`deaths`].
-    pub deaths: u32,
     /// 1 once stalls are hooked that may lie in others or have others inside.
     pub stalls_nest: u32,
+    /// Rounds the size up.
+    pub unused: u32,
 }
 
-/// Values of [`Settings::deaths`].
+/// Which deaths are recorded.
 pub mod deaths {
     /// None.
     pub const OFF: u32 = 0;

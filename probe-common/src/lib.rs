@@ -6,4 +6,5 @@
 
 pub mod layout;
 pub mod limits;
+pub mod outstanding;
 pub mod wire;

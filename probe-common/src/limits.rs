@@ -49,6 +49,10 @@ pub const BULK_RING_BYTES: u32 = 1 << 18;
 /// Bytes of the ring that carries deaths.
 pub const DEATH_RING_BYTES: u32 = 1 << 19;
 
+/// Shortest time between two wake-ups of the reader of deaths for plain exits, ns, unless their ring
+/// fills up. The reader has to look again by itself later than that.
+pub const DEATH_WAKEUP_NS: u64 = 50_000_000;
+
 /// Signals remembered until the process that got them ends.
 pub const MAX_SENT: u32 = 4096;
 

@@ -579,6 +579,90 @@ record! {
     }
 }
 
+/// A number the kernel does not have, in those fields that say so.
+pub const UNKNOWN: u32 = u32::MAX;
+
+record! {
+    /// An open descriptor of a socket, and what the socket holds. Sizes of buffers are "true sizes":
+    /// with the memory around the data.
+    HeldSocket {
+        /// Address of the `sock`: the same for all descriptors of one socket.
+        sock: u64,
+        /// AF_UNIX: address of the `sock` that what is sent here is queued at; 0 without one.
+        peer: u64,
+        /// Address of the buffer that will be read next; 0 if there is none.
+        oldest_skb: u64,
+        /// Inode number of the socket.
+        inode: u64,
+        /// kernfs id of the cgroup that made it, on the v2 hierarchy; 0 if not known.
+        cgroup_id: u64,
+        /// When the process was started, ns since boot.
+        start_boot_ns: u64,
+        /// Pages of a TPACKET receive ring.
+        rx_ring_pages: u64,
+        /// Pages of a TPACKET send ring.
+        tx_ring_pages: u64,
+        /// Process id.
+        pid: u32,
+        /// Number of the descriptor.
+        fd: u32,
+        /// Inode number of the network namespace.
+        netns: u32,
+        /// Buffers received and not read; UDP: with those that a reader has set aside.
+        receive_skbs: u32,
+        /// Buffers to be sent.
+        write_skbs: u32,
+        /// Buffers with errors and time stamps.
+        error_skbs: u32,
+        /// Received and not read, bytes.
+        rmem_bytes: u32,
+        /// Received while the socket was locked, bytes.
+        backlog_bytes: u32,
+        /// Sent and not freed, bytes. AF_UNIX: it is in the queue of the peer.
+        wmem_bytes: u32,
+        /// TCP: not sent or not acknowledged, bytes.
+        wmem_queued_bytes: u32,
+        /// Most that may be received and not read, bytes.
+        rcvbuf_bytes: u32,
+        /// Most that may be sent and not freed, bytes.
+        sndbuf_bytes: u32,
+        /// Packets or messages dropped for want of room, or [`UNKNOWN`].
+        drops: u32,
+        /// Listening: connections that wait to be accepted.
+        ack_backlog: u32,
+        /// TCP: sequence number up to which it was read, or [`UNKNOWN`].
+        copied_seq: u32,
+        /// AF_PACKET: index of the interface, 0 for all. AF_NETLINK: port id.
+        number: u32,
+        /// `AF_*`.
+        family: u16,
+        /// `SOCK_*`.
+        kind: u16,
+        /// `IPPROTO_*`, `NETLINK_*`; AF_PACKET: `ETH_P_*`.
+        protocol: u16,
+        /// Local port.
+        local_port: u16,
+        /// Remote port.
+        remote_port: u16,
+        /// `TCP_*` (include/net/tcp_states.h).
+        state: u8,
+        /// TCP: how often the oldest unacknowledged segment was sent again.
+        retransmits: u8,
+        /// TCP: probes of a closed window that nobody answered.
+        probes_out: u8,
+        /// TCP: how often the timer was doubled.
+        backoff: u8,
+        /// Zero.
+        pad: u16,
+        /// Local address; IPv4 in the first four bytes.
+        local: [u8; 16],
+        /// Remote address.
+        remote: [u8; 16],
+        /// Name of the process.
+        comm: [u8; COMM_LEN],
+    }
+}
+
 // SAFETY: `repr(C)`, holds only integers and has no padding (bytemuck checks that).
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for LimitTotals {}

@@ -17,8 +17,8 @@ use crate::{
 
 /// `struct bpf_iter_meta` (include/linux/bpf.h): a stable context, not a kernel structure.
 #[repr(C)]
-struct IterMeta {
-    seq: *mut seq_file,
+pub struct IterMeta {
+    pub seq: *mut seq_file,
     session_id: u64,
     seq_num: u64,
 }
@@ -49,7 +49,7 @@ extern "C" fn candidates(ctx: *mut c_void) -> i32 {
     if task.pid() != task.tgid() && task.group_leader().and_then(Task::mm).is_some() {
         return 0;
     }
-    let Some(out) = SCRATCH.get_ptr_mut(Slot::Candidate as u32) else {
+    let Some(out) = SCRATCH.get_ptr_mut(Slot::Iterator as u32) else {
         return 0;
     };
     // SAFETY: the buffer is larger than a task, aligned, and this CPU's own while the program runs;

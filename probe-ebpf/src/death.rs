@@ -1,14 +1,20 @@
 //! Which deaths are recorded, and the record of one.
 
+use core::ptr::{from_ref, read_volatile};
+
+use aya_ebpf::{
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::generated::{bpf_ktime_get_boot_ns, bpf_ringbuf_query},
+};
 use probe_common::{
     layout::deaths,
-    limits::MAX_SIGNALS,
+    limits::{DEATH_RING_BYTES, DEATH_WAKEUP_NS, MAX_SIGNALS},
     wire::{self, Loss, STOP_SIGNALS, kind, section, sent_key},
 };
 
 use crate::{
     kernel::{Access, Kernfs, Probed, Task},
-    maps::{DEATHS, DULL, SENT, SETTINGS, Slot},
+    maps::{DEATHS, DULL, LAST_WAKEUP, SENT, Slot, TOLD_DEATHS},
     record::{Record, Writer, describe_ids, memory_kernfs, other_dfl_kernfs},
 };
 
@@ -23,9 +29,8 @@ const SIGNAL_GROUP_EXIT: u32 = 4;
 /// One of [`deaths`].
 #[inline(always)]
 pub fn mode() -> u32 {
-    SETTINGS
-        .get(0)
-        .map_or(deaths::OFF, |settings| settings.deaths)
+    // SAFETY: a static; the frozen map behind it is as large.
+    unsafe { read_volatile(&raw const TOLD_DEATHS) }
 }
 
 /// Whether the death of this process may be recorded.
@@ -60,11 +65,8 @@ pub fn is_of_interest<A: Access>(mode: u32, task: Task<A>, leader: Task<A>, stat
 /// Whether it is the first process of a pid namespace that is not the node's.
 #[inline(always)]
 fn is_container_init<A: Access>(leader: Task<A>) -> bool {
-    let Some(pid) = leader.thread_pid() else {
-        return false;
-    };
-    let level = pid.level().unwrap_or(0);
-    level > 0 && pid.number(level) == Some(1)
+    let level = leader.pid_level().unwrap_or(0);
+    level > 0 && leader.thread_pid().and_then(|pid| pid.number(level)) == Some(1)
 }
 
 /// Whether current is the first process of a pid namespace and takes all others of it along
@@ -114,18 +116,47 @@ pub fn report<A: Access>(task: Task<A>, leader: Task<A>, status: i32, source: u3
     let (pid, start_boot_ns) = (out.task.pid, out.task.start_boot_ns);
     record.path(section::VICTIM_PATH, memory_kernfs(task));
     record.path(section::VICTIM_DFL_PATH, other_dfl_kernfs(task));
-    signals(record, pid, start_boot_ns, status);
-    record.send(&DEATHS, Loss::DeathRingFull);
+    let deadly = deadly_signal(status);
+    signals(record, pid, start_boot_ns, deadly);
+    // A sender is often gone soon.
+    let wakeup = if deadly == 0 { seldom() } else { 0 };
+    record.send_waking(&DEATHS, Loss::DeathRingFull, wakeup);
 }
 
-/// The signal that ended the process, then what asked it to stop.
+/// Whether the reader is to be woken, which costs more than all the rest: now and then, or if the
+/// ring fills up. Once woken, it looks again a little later by itself.
 #[inline(always)]
-fn signals(record: Record, pid: u32, start_boot_ns: u64, status: i32) {
-    let deadly = match (status & 0x7f, status >> 8 & 0xff) {
+fn seldom() -> u64 {
+    let Some(last) = LAST_WAKEUP.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: a value of the map; a `RingBuf` is its map definition. Two CPUs that race wake twice.
+    unsafe {
+        let now = bpf_ktime_get_boot_ns();
+        let ring = from_ref(&DEATHS).cast_mut().cast();
+        if now.wrapping_sub(*last) < DEATH_WAKEUP_NS
+            && bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA.into()) < u64::from(DEATH_RING_BYTES / 2)
+        {
+            return BPF_RB_NO_WAKEUP.into();
+        }
+        *last = now;
+    }
+    BPF_RB_FORCE_WAKEUP.into()
+}
+
+/// The signal that ended a process by its wait status, 0 for none.
+#[inline(always)]
+fn deadly_signal(status: i32) -> i32 {
+    match (status & 0x7f, status >> 8 & 0xff) {
         // As shells and runtimes tell of a signal: 128 and its number.
         (0, code @ 129..=192) => code - 128,
         (signal, _) => signal,
-    };
+    }
+}
+
+/// The signal that ended the process, if any, then what asked it to stop.
+#[inline(always)]
+fn signals(record: Record, pid: u32, start_boot_ns: u64, deadly: i32) {
     let Some(section) = record.begin(section::SIGNALS) else {
         return;
     };

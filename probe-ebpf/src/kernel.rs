@@ -106,6 +106,7 @@ macro_rules! pointer {
                 /// comes before any load: the compiler takes a load as proof that a pointer is
                 /// not null and would drop a later test.
                 #[inline(always)]
+                #[allow(dead_code, reason = "some are parts of others, and never null")]
                 pub fn new(pointer: *const u8) -> Option<Self> {
                     Some(Self(NonNull::new(pointer.cast_mut())?, PhantomData))
                 }
@@ -162,6 +163,9 @@ pointer! {
     Memcg,
 }
 
+mod sock;
+pub use sock::{File, Sock};
+
 impl Task<Probed> {
     /// The task this program runs in.
     #[inline(always)]
@@ -194,6 +198,11 @@ impl<A: Access> Task<A> {
     #[inline(always)]
     pub fn from_arg(pointer: *const task_struct) -> Option<Self> {
         Self::new(pointer.cast())
+    }
+    /// The same task, read another way.
+    #[inline(always)]
+    pub fn probed(self) -> Option<Task<Probed>> {
+        Task::new(self.address())
     }
     #[inline(always)]
     pub fn pid(self) -> Option<i32> {
@@ -258,6 +267,11 @@ impl<A: Access> Task<A> {
         }
         // SAFETY: any address may be probed.
         Pid::new(unsafe { Probed::load(self.address().add(offset as usize)) })
+    }
+    /// Depth of its pid namespace; 0 is the node's.
+    #[inline(always)]
+    pub fn pid_level(self) -> Option<u32> {
+        Pid::<A>::new(self.get(layout!(task_struct__thread_pid))?)?.get(layout!(pid__level))
     }
     #[inline(always)]
     fn cgroups(self) -> Option<CssSet<A>> {

@@ -7,6 +7,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod atomic;
 mod candidates;
 mod cgroup;
 mod death;
@@ -17,12 +18,17 @@ mod mark_victim;
 mod memcg_reclaim;
 mod oom_kill_process;
 mod out_of_memory;
+mod outstanding;
 mod process_exit;
 mod reap;
 mod record;
 mod refault_wait;
 mod signal_sent;
+mod skb_track;
+mod slab_track;
+mod sockets;
 mod stall;
+mod victims;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -5,10 +5,10 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use probe_common::{
-    layout::{KernelLayout, Settings},
+    layout::{KernelLayout, Settings, deaths},
     limits::{
         BULK_RING_BYTES, CRITICAL_RING_BYTES, DEATH_RING_BYTES, MAX_DULL, MAX_LIMITED, MAX_SENT,
-        MAX_STALLING, MAX_VICTIMS, MAX_WAITING, SCRATCH_LEN,
+        MAX_STALLING, MAX_WAITING, SCRATCH_LEN,
     },
     wire::{LimitTotals, Loss, Sent, StallKey, StallTotals, Waiting, stall},
 };
@@ -22,6 +22,11 @@ pub static LAYOUT: KernelLayout = KernelLayout::UNKNOWN;
 #[unsafe(no_mangle)]
 pub static CPUS: u32 = 0;
 
+/// Which deaths are told: one of [`deaths`]. Frozen, as every process of the node exits, and memory
+/// that was not used for a while takes longer to read than all else there is to do.
+#[unsafe(no_mangle)]
+pub static TOLD_DEATHS: u32 = deaths::OFF;
+
 /// OOM kills and the exits of their victims only, so that no flood can evict them.
 #[map]
 pub static CRITICAL: RingBuf = RingBuf::with_byte_size(CRITICAL_RING_BYTES, 0);
@@ -33,6 +38,10 @@ pub static BULK: RingBuf = RingBuf::with_byte_size(BULK_RING_BYTES, 0);
 /// Deaths of processes: many at once where a node is drained.
 #[map]
 pub static DEATHS: RingBuf = RingBuf::with_byte_size(DEATH_RING_BYTES, 0);
+
+/// When the reader of [`DEATHS`] was last woken, ns since boot.
+#[map]
+pub static LAST_WAKEUP: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Counts by reason of loss.
 #[map]
@@ -52,17 +61,13 @@ pub enum Slot {
     Signal = 1,
     /// The OOM reaper and cgroup life cycle.
     Other = 2,
-    /// The task iterator.
-    Candidate = 3,
+    /// Iterators, which run one at a time.
+    Iterator = 3,
     /// Limit hits.
     Limit = 4,
     /// Exits.
     Exit = 5,
 }
-
-/// Processes whose exit is of interest, by process id; least recently used are given up first.
-#[map]
-pub static VICTIMS: LruHashMap<u32, u64> = LruHashMap::with_max_entries(MAX_VICTIMS, 0);
 
 /// `oc` of the `out_of_memory()` call in progress, for a return probe that cannot see arguments:
 /// `[thread, oc]`. One is enough, as the kernel serialises these calls (`oom_lock`).

@@ -16,9 +16,10 @@ use probe_common::{
 
 use crate::{
     kernel::{Access, Probed, Task, Typed, layout},
-    maps::{CRITICAL, SETTINGS, Slot, VICTIMS, lost},
+    maps::{CRITICAL, SETTINGS, Slot},
     oom_kill_process::stack,
     record::{Record, describe, describe_ids, memory_kernfs, other_dfl_kernfs},
+    victims,
 };
 
 #[btf_tracepoint(function = "mark_victim")]
@@ -57,12 +58,7 @@ fn body<A: Access>(ctx: &impl EbpfContext, task: *const u8, source: u32) {
         return;
     };
     describe(victim, &mut out.victim);
-    if VICTIMS
-        .insert(out.victim.pid, out.victim.start_boot_ns, 0)
-        .is_err()
-    {
-        lost(Loss::VictimMapFull);
-    }
+    victims::follow(out.victim.pid, out.victim.start_boot_ns);
     out.in_oom_group = in_oom_group(victim);
     out.mm_users = victim.mm().and_then(|mm| mm.mm_users()).unwrap_or(0) as u32;
     let trigger = Task::<Probed>::current();

@@ -17,8 +17,9 @@ use probe_common::{
 use crate::{
     death::{self, wait_status},
     kernel::{Access, Probed, Task, Typed, layout},
-    maps::{CRITICAL, Slot, VICTIMS},
+    maps::{CRITICAL, Slot},
     record::Record,
+    victims,
 };
 
 #[btf_tracepoint(function = "sched_process_exit")]
@@ -70,9 +71,7 @@ fn body<A: Access>(
         return;
     }
     let mode = death::mode();
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    // A pointer, as the value of none is undefined, and may not be spilled.
-    let victim = VICTIMS.get_ptr(pid);
+    let victim = victims::current_start_boot_ns();
     if mode == deaths::OFF && victim.is_none() {
         return;
     }
@@ -80,21 +79,26 @@ fn body<A: Access>(
     let status = wait_status(task, leader);
     if let Some(start_boot_ns) = victim {
         // SAFETY: a value of the map.
-        victim_exit(pid, unsafe { *start_boot_ns }, status, source);
+        victim_exit(unsafe { start_boot_ns.read() }, status, source);
     }
     if death::is_of_interest(mode, task, leader, status) {
-        death::report(task, leader, status, source);
+        // For each further load through a typed pointer the verifier would search the kernel's types.
+        if let (Some(task), Some(leader)) = (task.probed(), leader.probed()) {
+            death::report(task, leader, status, source);
+        }
     }
 }
 
 #[inline(always)]
-fn victim_exit(pid: u32, start_boot_ns: u64, status: i32, source: u32) {
-    let _ = VICTIMS.remove(pid);
+fn victim_exit(start_boot_ns: u64, status: i32, source: u32) {
+    let thread = bpf_get_current_pid_tgid();
+    let pid = (thread >> 32) as u32;
+    victims::forget(pid);
     let Some((record, out)) = Record::new::<Exit>(Slot::Exit, kind::EXIT, source) else {
         return;
     };
     out.pid = pid;
-    out.tid = bpf_get_current_pid_tgid() as u32;
+    out.tid = thread as u32;
     out.start_boot_ns = start_boot_ns;
     out.exit_code = status;
     record.send(&CRITICAL, Loss::CriticalRingFull);

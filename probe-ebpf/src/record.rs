@@ -264,6 +264,12 @@ impl Record {
     /// Sends the record, or counts it as lost.
     #[inline(always)]
     pub fn send(self, ring: &'static RingBuf, full: Loss) {
+        self.send_waking(ring, full, 0);
+    }
+
+    /// The same; `wakeup` is 0 or one of `BPF_RB_*_WAKEUP` (include/uapi/linux/bpf.h).
+    #[inline(always)]
+    pub fn send_waking(self, ring: &'static RingBuf, full: Loss, wakeup: u64) {
         let length = self.length() & (SCRATCH_LEN - 1);
         // SAFETY: the buffer is longer than the mask allows; a `RingBuf` is its map definition.
         let failed = unsafe {
@@ -271,7 +277,7 @@ impl Record {
                 core::ptr::from_ref(ring).cast_mut().cast(),
                 self.buffer.cast(),
                 length as u64,
-                0,
+                wakeup,
             )
         };
         if failed != 0 {

@@ -20,8 +20,9 @@ use probe_common::wire::{Kill, Loss, STOP_SIGNALS, Sent, info, kind, section, se
 use crate::{
     death::{self, SIGKILL},
     kernel::{Access, Probed, Siginfo, Task, Typed},
-    maps::{CRITICAL, SCRATCH, SENT, Slot, VICTIMS, lost},
+    maps::{CRITICAL, SCRATCH, SENT, Slot, lost},
     record::{Record, describe, describe_ids, memory_kernfs},
+    victims,
 };
 
 /// Not pointers but markers (include/linux/sched/signal.h): sent on behalf of current, and by the
@@ -104,12 +105,7 @@ fn kernel_kill<A: Access>(target: Task<A>, result: i32, source: u32) {
     describe(target, &mut out.target);
     out.sender_tid = bpf_get_current_pid_tgid() as u32;
     out.result = result as u32;
-    if VICTIMS
-        .insert(out.target.pid, out.target.start_boot_ns, 0)
-        .is_err()
-    {
-        lost(Loss::VictimMapFull);
-    }
+    victims::follow(out.target.pid, out.target.start_boot_ns);
     record.path(section::VICTIM_PATH, memory_kernfs(target));
     record.send(&CRITICAL, Loss::CriticalRingFull);
 }

@@ -7,7 +7,7 @@
 //! `void __mem_cgroup_handle_over_high(gfp_t gfp_mask)`, before 6.18
 //! `mem_cgroup_handle_over_high` (mm/memcontrol.c).
 
-use core::{arch::asm, mem::zeroed};
+use core::mem::zeroed;
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
@@ -24,6 +24,7 @@ use probe_common::{
 };
 
 use crate::{
+    atomic,
     kernel::{Probed, Task},
     maps::{NODE_STALLS, SETTINGS, STALLS, WAITING, lost},
 };
@@ -191,31 +192,14 @@ fn add(totals: *mut StallTotals, ns: u64, reclaimed_pages: u64) {
     // SAFETY: a value of a map. Other CPUs may write it at the same time: counts are added
     // atomically, and the longest may lose to another that was nearly as long.
     unsafe {
-        atomic_add(&raw mut (*totals).total_ns, ns);
-        atomic_add((&raw mut (*totals).histogram).cast::<u64>().add(bucket), 1);
+        atomic::add(&raw mut (*totals).total_ns, ns);
+        atomic::add((&raw mut (*totals).histogram).cast::<u64>().add(bucket), 1);
         if reclaimed_pages != 0 {
-            atomic_add(&raw mut (*totals).reclaimed_pages, reclaimed_pages);
+            atomic::add(&raw mut (*totals).reclaimed_pages, reclaimed_pages);
         }
         if ns > (*totals).longest_ns {
             (*totals).longest_ns = ns;
         }
-    }
-}
-
-/// # Safety
-/// `counter` is valid and aligned.
-#[inline(always)]
-unsafe fn atomic_add(counter: *mut u64, value: u64) {
-    // `AtomicU64` has no arithmetic on this target; and this is the one atomic instruction that
-    // 5.10 knows.
-    // SAFETY: the caller's.
-    unsafe {
-        asm!(
-            "lock *(u64 *)({counter} + 0) += {value}",
-            counter = in(reg) counter,
-            value = in(reg) value,
-            options(nostack),
-        );
     }
 }
 

@@ -9,6 +9,7 @@ pub mod event;
 pub mod identity;
 pub mod incident;
 pub mod kernel;
+pub mod leak;
 pub mod node;
 pub mod pressure;
 pub mod ring;

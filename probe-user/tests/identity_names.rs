@@ -605,6 +605,8 @@ fn a_runtime_that_does_not_tell_ends_is_given_up() {
         for manner in [
             Manner::Hangs,
             Manner::HangsInCall,
+            // A sandbox that is not listed would be one that was stopped.
+            Manner::HangsOnSandboxes,
             Manner::Garbage,
             Manner::Closes,
             Manner::HalfAnswer,

@@ -28,7 +28,10 @@ use oomprobe::{
     },
     ring::decode::{Body, Record},
 };
-use probe_common::wire::{LimitHit, Loss, section, stall};
+use probe_common::{
+    layout::deaths,
+    wire::{LimitHit, Loss, section, stall},
+};
 
 const LIMIT_BYTES: u64 = 16 << 20;
 const BUFFER_BYTES: usize = 64 << 20;
@@ -144,7 +147,7 @@ fn hog() {
 
 fn attach() -> Probe {
     let layout = layout::resolve(&Btf::running().unwrap()).layout().unwrap();
-    Probe::attach(&layout, 0).unwrap()
+    Probe::attach(&layout, 0, deaths::OFF).unwrap()
 }
 
 fn hits(probe: &mut Probe) -> Vec<(LimitHit, Vec<u8>)> {

@@ -235,7 +235,7 @@ fn faults_are_found_and_exit_with_4() {
     assert_eq!(output.status.code(), Some(4));
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("skbuff_head_cache 11.4 GiB"), "{text}");
-    assert!(text.contains("$ cat /proc/net/sockstat"), "{text}");
+    assert!(text.contains("$ oomprobe skb"), "{text}");
 }
 
 #[test]

@@ -12,6 +12,8 @@ use nix::errno::Errno;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, statfs};
 use tempfile::NamedTempFile;
 
+use crate::scenario::Unmet;
+
 /// Interface of the zram module: reading the first makes a device, writing its number to the
 /// second removes it.
 const HOT_ADD: &str = "/sys/class/zram-control/hot_add";
@@ -53,18 +55,6 @@ fn has_disk(directory: &Path) -> bool {
     statfs(directory).is_ok_and(|fs| disks.contains(&fs.filesystem_type()))
 }
 
-/// This kernel came without its modules: a scenario that needs the device cannot run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoZram;
-
-impl std::fmt::Display for NoZram {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("this kernel has no zram")
-    }
-}
-
-impl std::error::Error for NoZram {}
-
 /// A block device in memory, removed when dropped.
 #[derive(Debug)]
 pub struct Zram {
@@ -79,7 +69,7 @@ impl Zram {
         if !Path::new(HOT_ADD).exists() {
             let loaded = Command::new("modprobe").arg("zram").status();
             let is_there = loaded.context("modprobe")?.success() && Path::new(HOT_ADD).exists();
-            ensure!(is_there, NoZram);
+            ensure!(is_there, Unmet("this kernel has no zram".to_owned()));
         }
         let number = fs::read_to_string(HOT_ADD).context(HOT_ADD)?;
         let number = number.trim().to_owned();

@@ -66,6 +66,12 @@ pub fn waiting_percent(cgroup: &Cgroup, time: Duration) -> Result<Option<u128>> 
     }))
 }
 
+/// v2: what is charged to it now, bytes.
+pub fn current(cgroup: &Cgroup) -> Result<u64> {
+    let text = read(cgroup, "memory.current")?;
+    text.trim().parse().context("memory.current")
+}
+
 /// Limits memory alone. With a limit on memory and swap as well, v1 counts no hit in any file.
 pub fn limit(cgroup: &Cgroup, bytes: u64) -> Result<()> {
     let name = match cgroup.version() {
@@ -73,6 +79,15 @@ pub fn limit(cgroup: &Cgroup, bytes: u64) -> Result<()> {
         Version::V2 => "memory.max",
     };
     write(cgroup, name, &bytes.to_string())
+}
+
+/// Bytes charged to it, kernel memory included.
+pub fn usage_bytes(cgroup: &Cgroup) -> Result<u64> {
+    let name = match cgroup.version() {
+        Version::V1 => "memory.usage_in_bytes",
+        Version::V2 => "memory.current",
+    };
+    read(cgroup, name)?.trim().parse().context(name)
 }
 
 /// v2: throttles and reclaims from so many bytes on.

@@ -5,18 +5,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::block::NoZram;
 use crate::cgroup::{Cgroup, Hierarchy, Version};
 use crate::deadline::until;
 use crate::death::Death;
 use crate::expect::{Expected, Role, names_victim};
 use crate::hog;
+use crate::meminfo;
 use crate::oracle::{Kill, Oracle};
 use crate::tracer::Tracer;
 use crate::unified::Unified;
@@ -26,6 +27,11 @@ const GUEST_FACTOR: u32 = 6;
 
 /// Time to clean up after a scenario ran out of its own.
 const GRACE: Duration = Duration::from_secs(30);
+
+/// The machine turned out not to have what a scenario needs, or not enough of it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unmet(pub String);
 
 /// A fact about the machine without which a scenario cannot run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +46,8 @@ pub enum Need {
     SysResource,
     /// Memory on a second NUMA node.
     SecondNode,
+    /// So many processors.
+    Processors(usize),
     /// No swap, so that memory ends where it is said to end.
     NoSwap,
     /// At most this much memory, so that using it all takes seconds.
@@ -72,9 +80,16 @@ impl Need {
                 nodes_with_memory().contains([',', '-']),
                 "there is one NUMA node only",
             ),
-            Self::NoSwap => absent(meminfo_kib("SwapTotal") == Some(0), "there is swap"),
+            Self::Processors(count) => absent(
+                thread::available_parallelism().is_ok_and(|there| there.get() >= count),
+                &format!("fewer than {count} processors"),
+            ),
+            Self::NoSwap => absent(
+                meminfo::bytes("SwapTotal").is_ok_and(|bytes| bytes == 0),
+                "there is swap",
+            ),
             Self::MemoryAtMostMib(mib) => absent(
-                meminfo_kib("MemTotal").is_some_and(|kib| kib >> 10 <= mib),
+                meminfo::bytes("MemTotal").is_ok_and(|bytes| bytes >> 20 <= mib),
                 &format!("more than {mib} MiB of memory"),
             ),
             Self::Sysrq => absent(
@@ -109,14 +124,6 @@ fn has_sys_resource() -> bool {
 
 fn nodes_with_memory() -> String {
     fs::read_to_string("/sys/devices/system/node/has_memory").unwrap_or_default()
-}
-
-fn meminfo_kib(key: &str) -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
-    line.trim().strip_suffix(" kB")?.parse().ok()
 }
 
 /// One scenario.
@@ -385,9 +392,7 @@ impl Runner {
             Some(reason) => (Outcome::Skipped, Some(reason)),
             None => match self.attempt(scenario) {
                 Ok(()) => (Outcome::Passed, None),
-                Err(error) if error.is::<NoZram>() => {
-                    (Outcome::Skipped, Some(format!("{error:#}")))
-                }
+                Err(error) if error.is::<Unmet>() => (Outcome::Skipped, Some(format!("{error:#}"))),
                 Err(error) => (Outcome::Failed, Some(format!("{error:#}"))),
             },
         };
@@ -443,7 +448,7 @@ impl Runner {
         };
         let run = scenario.run;
         let (sender, result) = channel();
-        let thread = std::thread::spawn(move || {
+        let thread = thread::spawn(move || {
             let outcome = run(&mut context);
             // Its processes and cgroups are gone before the result is known.
             drop(context);

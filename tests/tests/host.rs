@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use oomprobe_tests::scenario::{Options, Outcome, Report, Runner, Scenario};
+use oomprobe_tests::scenario::{Options, Outcome, Runner, Scenario};
 use oomprobe_tests::scenarios;
 
 fn main() -> ExitCode {
@@ -30,15 +30,17 @@ fn main() -> ExitCode {
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     let mut runner = runner.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(Report {
-        outcome: Outcome::Failed,
-        reason,
-        ..
-    }) = runner.as_mut().and_then(Runner::finish)
-    {
-        eprintln!("the shared tracer: {}", reason.unwrap_or_default());
+    let Some(report) = runner.as_mut().and_then(Runner::finish) else {
+        return conclusion.exit_code();
+    };
+    // It ends after all of them, and is told as they are.
+    if report.outcome == Outcome::Failed {
+        println!("test {} ... FAILED\n", report.scenario);
+        println!("---- {} ----", report.scenario);
+        println!("{}\n", report.reason.unwrap_or_default());
         return ExitCode::FAILURE;
     }
+    println!("test {} ... ok", report.scenario);
     conclusion.exit_code()
 }
 

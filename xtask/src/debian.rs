@@ -1,7 +1,10 @@
 //! Debian packages of any suite, downloaded by apt and unpacked in the cache, not installed.
 
 use std::{
+    collections::BTreeSet,
+    ffi::OsStr,
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, SystemTime},
@@ -9,6 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use regex_lite::Regex;
+use tempfile::TempDir;
 
 use crate::{
     apt_sources::Mirrors,
@@ -44,8 +48,16 @@ impl std::fmt::Display for Package {
     }
 }
 
+/// Packages of Python, by patterns of their names.
+const PYTHON: [&str; 3] = [
+    r"python3\.\d+-minimal",
+    r"libpython3\.\d+-minimal",
+    r"libpython3\.\d+-stdlib",
+];
+
 /// A program of a package of this machine's release, with the shared libraries it loads, which this
-/// machine must have; each file and where it belongs.
+/// machine must have; each file and where it belongs. A script comes with all of its package, and
+/// with Python.
 pub(crate) fn program_with_libraries(
     cache: &Cache,
     package: &str,
@@ -58,19 +70,122 @@ pub(crate) fn program_with_libraries(
         .context("/etc/os-release names no release")?;
     let debian = Debian::of_this_machine(cache)?;
     let package = debian.newest(suite, package)?;
-    let place = |path: &str| path.trim_start_matches('/').to_owned();
-    let binary = debian.unpacked(&package)?.join(place(program));
-    let list = cmd::output(Command::new("ldd").arg(&binary))?;
-    if let Some(missing) = list.lines().find(|line| line.contains("not found")) {
-        bail!("{package} needs{missing}");
+    let root = debian.unpacked(&package)?;
+    let binary = root.join(place(program));
+    let content = fs::read(&binary).with_context(|| format!("{package} has no {program}"))?;
+    if content.starts_with(b"#!") {
+        let mut files = debian.python(suite)?;
+        files.extend(files_below(&root)?);
+        return Ok(files);
     }
-    let libraries = list
-        .lines()
-        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
-    let mut files: Vec<_> = libraries
-        .map(|library| (PathBuf::from(library), place(library)))
-        .collect();
+    let mut files = libraries(&binary)?;
     files.push((binary, place(program)));
+    Ok(files)
+}
+
+/// A program of another release of Debian, with the libraries that this release has for it: those of
+/// this machine may be older.
+#[derive(Debug)]
+pub(crate) struct Foreign {
+    pub(crate) package: Package,
+    program: PathBuf,
+    loader: PathBuf,
+    /// Links to all of them: names of packages in the cache have a colon, which would end one.
+    libraries: TempDir,
+}
+
+impl Foreign {
+    /// `program` of `package`, which needs shared libraries of these packages; the first of them has
+    /// the loader.
+    pub(crate) fn fetch(
+        cache: &Cache,
+        suite: &str,
+        package: &str,
+        program: &str,
+        libraries: &[&str],
+    ) -> Result<Self> {
+        let debian = Debian::of_this_machine(cache)?;
+        let package = debian.newest(suite, package)?;
+        let program = debian.unpacked(&package)?.join(place(program));
+        fs::metadata(&program)
+            .with_context(|| format!("{package} has no {}", program.display()))?;
+        let (mut loader, mut directories) = (None, BTreeSet::new());
+        for name in libraries {
+            let root = debian.unpacked(&debian.newest(suite, name)?)?;
+            for (path, below) in files_below(&root)? {
+                let name = below.rsplit('/').next().unwrap_or_default();
+                if name.starts_with("ld-linux") {
+                    loader.get_or_insert(path.clone());
+                }
+                if name.contains(".so") {
+                    directories.extend(path.parent().map(Path::to_owned));
+                }
+            }
+        }
+        let links = tempfile::tempdir().context("a directory for links to libraries")?;
+        for directory in directories {
+            for entry in fs::read_dir(&directory)? {
+                let entry = entry?;
+                // What programs know a library by: a file, or a link to one.
+                if entry.file_name().to_string_lossy().contains(".so.") {
+                    let link = links.path().join(entry.file_name());
+                    symlink(entry.path(), &link).with_context(|| link.display().to_string())?;
+                }
+            }
+        }
+        Ok(Self {
+            program,
+            loader: loader.with_context(|| format!("Debian {suite} has no loader"))?,
+            libraries: links,
+            package,
+        })
+    }
+
+    /// What to run.
+    pub(crate) fn words(&self) -> [&OsStr; 4] {
+        [
+            self.loader.as_os_str(),
+            OsStr::new("--library-path"),
+            self.libraries.path().as_os_str(),
+            self.program.as_os_str(),
+        ]
+    }
+}
+
+/// A path in the guest, from its root.
+fn place(path: &str) -> String {
+    path.trim_start_matches('/').to_owned()
+}
+
+/// The shared libraries that a file loads.
+fn libraries(binary: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let list = cmd::output(Command::new("ldd").arg(binary))?;
+    if let Some(missing) = list.lines().find(|line| line.contains("not found")) {
+        bail!("{} needs{missing}", binary.display());
+    }
+    Ok(list
+        .lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
+        .map(|library| (PathBuf::from(library), place(library)))
+        .collect())
+}
+
+/// Regular files below `root`, each with its path from there.
+fn files_below(root: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let mut files = Vec::new();
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
+            let entry = entry?;
+            let (path, kind) = (entry.path(), entry.file_type()?);
+            if kind.is_dir() {
+                directories.push(path);
+            } else if kind.is_file() {
+                let below = path.strip_prefix(root)?.to_string_lossy().into_owned();
+                files.push((path, below));
+            }
+        }
+    }
     Ok(files)
 }
 
@@ -146,6 +261,31 @@ impl Debian {
                 status("Unpacking", package);
                 cmd::run_quietly(Command::new("dpkg-deb").arg("-x").arg(deb).arg(dir))
             })
+    }
+
+    /// Python as `/usr/bin/python3`, with its library, of which what is written in C is left out but
+    /// for `ctypes`.
+    fn python(&self, suite: &str) -> Result<Vec<(PathBuf, String)>> {
+        let mut files = Vec::new();
+        for package in PYTHON {
+            let root = self.unpacked(&self.newest(suite, package)?)?;
+            for (path, below) in files_below(&root)? {
+                let guest = match below.split('/').collect::<Vec<_>>()[..] {
+                    ["usr", "bin", _] => {
+                        files.extend(libraries(&path)?);
+                        "usr/bin/python3".to_owned()
+                    }
+                    ["usr", "lib", _, "lib-dynload", name] if name.starts_with("_ctypes.") => {
+                        files.extend(libraries(&path)?);
+                        below
+                    }
+                    ["usr", "lib", _, "lib-dynload", _] | ["usr", "share", ..] => continue,
+                    _ => below,
+                };
+                files.push((path, guest));
+            }
+        }
+        Ok(files)
     }
 
     /// Makes sure that the index of `suite` is there and not older than `max_age`; an older one

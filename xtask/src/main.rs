@@ -58,6 +58,9 @@ enum Verb {
     /// Be the other workload of a benchmark
     #[command(hide = true)]
     BenchForks(bench::ForksArgs),
+    /// Be the traffic of a benchmark
+    #[command(hide = true)]
+    BenchTraffic(bench::TrafficArgs),
     /// Check format, lints, documentation and dependencies
     Lint,
     /// Run all that a change must pass
@@ -93,9 +96,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Run(args) => return user::run(&cache, &args),
         Verb::Vm(args) => return vm::vm(&cache, args),
         Verb::KernelSupport(args) => kernel_support::run(&cache, &args)?,
-        Verb::Bench(args) => bench::run(&args)?,
+        Verb::Bench(args) => bench::run(&cache, &args)?,
         Verb::BenchLoad(args) => bench::work(&args)?,
         Verb::BenchForks(args) => bench::fork_and_exit(&args)?,
+        Verb::BenchTraffic(args) => bench::pass_traffic(&args)?,
         Verb::Lint => lint::all(&cache)?,
         Verb::Test(args) => return test::run(&cache, &args),
     }

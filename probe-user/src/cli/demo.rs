@@ -78,6 +78,7 @@ pub fn run(args: &Args, common: Common) -> anyhow::Result<ExitCode> {
         duration: Some(PATIENCE),
         count: Some(1),
         leak_window: daemon::LEAK_WINDOW,
+        leaks: None,
         deaths: Deaths::Off,
         filter: Filter {
             cgroup: Some(scratch.path.clone()),
@@ -187,6 +188,10 @@ impl Sink for OnlyMine {
             | Body::Pressure(_)
             | Body::LeakSuspect(_)
             | Body::Triage(_)
+            | Body::SkbHolders(_)
+            | Body::SlabUsage(_)
+            | Body::SkbOutstanding(_)
+            | Body::SlabOutstanding(_)
             | Body::ProbeStatus(_)
             | Body::Heartbeat(_) => false,
             Body::Loss(_) | Body::Gap(_) => true,

@@ -1,5 +1,7 @@
 //! `oomprobe doctor`: what this kernel allows.
 
+mod kernel_memory;
+
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use serde::Serialize;
@@ -38,6 +40,7 @@ struct Report {
     problems: Vec<Problem>,
     layout: Vec<LayoutRow>,
     signals: Vec<SignalRow>,
+    kernel_memory: Vec<kernel_memory::Way>,
     error: Option<String>,
 }
 
@@ -77,6 +80,7 @@ pub fn run(args: &Args, common: &Common) -> anyhow::Result<ExitCode> {
         facts,
         layout: Vec::new(),
         signals: Vec::new(),
+        kernel_memory: Vec::new(),
         error: None,
     };
     if let Err(error) = examine(args, &mut report) {
@@ -101,7 +105,6 @@ fn examine(args: &Args, report: &mut Report) -> anyhow::Result<()> {
         None => Btf::running()?,
     };
     let resolved = layout::resolve(&btf);
-    drop(btf);
     report.layout = resolved
         .fields
         .iter()
@@ -121,6 +124,7 @@ fn examine(args: &Args, report: &mut Report) -> anyhow::Result<()> {
         .iter()
         .any(|(signal, rungs)| *signal == Signal::VictimMark && rungs.iter().any(|r| r.1.is_ok()));
     report.signals = surveyed.into_iter().map(row).collect();
+    report.kernel_memory = kernel_memory::survey(&kernel_layout, &btf);
     Ok(())
 }
 
@@ -185,6 +189,7 @@ fn render(report: &Report) -> String {
             let _ = writeln!(out, "       so {without}");
         }
     }
+    kernel_memory::render(&report.kernel_memory, &mut out);
     for problem in &report.problems {
         let _ = writeln!(
             out,

@@ -184,6 +184,7 @@ fn live(
         duration,
         count: None,
         leak_window: daemon::LEAK_WINDOW,
+        leaks: None,
         deaths: Deaths::Containers,
         filter: Filter {
             pod: Some(query.pod.clone()),

@@ -5,6 +5,8 @@ pub mod doctor;
 pub mod explain;
 pub mod resolve;
 pub mod schema;
+pub mod skb;
+pub mod slab;
 pub mod trace;
 pub mod triage;
 
@@ -25,7 +27,7 @@ pub mod exit {
     pub const USAGE: u8 = 2;
     /// A privilege or kernel feature is missing; the message says which and what to do.
     pub const UNSUPPORTED: u8 = 3;
-    /// Something is wrong with the node (`triage`).
+    /// Something is wrong with the node (`triage`, `skb`, `slab`).
     pub const FINDINGS: u8 = 4;
 }
 
@@ -41,12 +43,14 @@ Examples:
   oomprobe trace -o json | jq .verdict    the same for machines
   oomprobe trace --namespace shop         only kills that concern one namespace
   oomprobe triage                         what is wrong with this node's memory, now
+  oomprobe skb                            who holds socket buffers, and does not read them
+  oomprobe slab                           which kernel caches are big or grow
   oomprobe explain --pod X --from FILE    the story of one pod, from what trace wrote
   oomprobe demo                           see one: a contained kill in a scratch cgroup
   oomprobe doctor                         what this kernel allows, and what to do about the rest
 
 Exit codes: 0 ok, 1 failure, 2 usage, 3 a needed privilege or kernel feature is missing,
-4 triage found something.
+4 triage, skb or slab found something.
 stdout carries data only; everything else goes to stderr."
 )]
 struct Cli {
@@ -81,6 +85,10 @@ enum Command {
     Explain(explain::Args),
     /// Take one look at this node: what is wrong with its memory, with evidence, in seconds
     Triage(triage::Args),
+    /// Tell who holds socket buffers now, however long ago they came, and how much of the slab that is
+    Skb(skb::Args),
+    /// Say which kernel caches are big or grow, and what kernel memory is in none of them
+    Slab(slab::Args),
     /// Cause a contained OOM kill in a scratch cgroup, trace it, explain it, clean up
     Demo(demo::Args),
     /// Say what this kernel allows, which hook serves each signal, and what to do about the rest
@@ -160,6 +168,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Trace(args) => trace::run(args, cli.common),
         Command::Explain(args) => explain::run(args, cli.common),
         Command::Triage(args) => triage::run(&args, cli.common),
+        Command::Skb(args) => skb::run(&args, cli.common),
+        Command::Slab(args) => slab::run(args, cli.common),
         Command::Demo(args) => demo::run(&args, cli.common),
         Command::Doctor(args) => doctor::run(&args, &cli.common),
         Command::DemoHog(args) => demo::hog(&args),

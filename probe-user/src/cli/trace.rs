@@ -15,6 +15,7 @@ Examples:
   oomprobe trace                                      follow, readable on a terminal
   oomprobe trace -o json > kills.ndjson               NDJSON, also the default in a pipe
   oomprobe trace --duration 10m --pod cart-7d9f       one pod, for ten minutes
+  oomprobe trace --leaks 5m -o json                   and who holds the kernel's memory
   oomprobe trace --all-deaths -o json | jq -c 'select(.kind == \"process_death\")'
 
 The first event is probe_status: from then on no kill is missed, or a gap event says so.
@@ -37,6 +38,10 @@ pub struct Args {
     #[arg(long, value_name = "TIME", default_value = "10m", env = "OOMPROBE_LEAK_WINDOW",
           value_parser = humantime::parse_duration)]
     leak_window: Duration,
+    /// Look at kernel memory as often as this, as 1m: who holds socket buffers, who allocates those
+    /// that are not freed, which slab caches are big. One buffer in 64 is followed
+    #[arg(long, value_name = "INTERVAL", env = "OOMPROBE_LEAKS", value_parser = looks)]
+    leaks: Option<Duration>,
     /// Tell of every process that dies, not only of those in containers that were killed, failed or
     /// were a container's first
     #[arg(long, env = "OOMPROBE_ALL_DEATHS")]
@@ -52,6 +57,16 @@ pub struct Args {
     container: Option<String>,
 }
 
+/// Parses the time between two looks at kernel memory.
+fn looks(text: &str) -> Result<Duration, String> {
+    let every = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if (Duration::from_secs(10)..=Duration::from_secs(86_400)).contains(&every) {
+        Ok(every)
+    } else {
+        Err("must be between 10s and 24h: a look takes some seconds".to_owned())
+    }
+}
+
 /// Follows until told to stop.
 pub fn run(args: Args, common: Common) -> anyhow::Result<ExitCode> {
     if let Some(missing) = obstacle(&common) {
@@ -65,6 +80,7 @@ pub fn run(args: Args, common: Common) -> anyhow::Result<ExitCode> {
         duration: args.duration,
         count: args.count,
         leak_window: args.leak_window,
+        leaks: args.leaks,
         deaths: if args.all_deaths {
             Deaths::All
         } else {

@@ -18,7 +18,8 @@ Examples:
   oomprobe triage -o json | jq '.findings[].summary'    for machines
   oomprobe triage > /dev/null || page-somebody          by exit code
 
-It reads files only, and needs no privilege for most of them; what it could not read it says.
+It reads files, and needs no privilege for most of them; what it could not read it says. Only where
+slab fills the node it looks for the sockets that hold it, as oomprobe skb does: that needs root.
 Exit codes: 0 healthy, 4 findings; 1 failure, 2 usage.")]
 pub struct Args {
     /// How to write the report [default: pretty on a terminal, else json]
@@ -32,7 +33,8 @@ pub struct Args {
     top: usize,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+/// Parses the length of a look.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     let bounds = Duration::from_millis(100)..=Duration::from_secs(600);
     if bounds.contains(&duration) {
@@ -72,10 +74,11 @@ pub fn run(args: &Args, common: Common) -> anyhow::Result<ExitCode> {
 }
 
 /// A line that says what takes so long, for a person who waits; it is gone when the report comes.
-struct Notice;
+pub(super) struct Notice;
 
 impl Notice {
-    fn show(duration: Duration) -> Option<Self> {
+    /// Shows it, if standard error is a terminal.
+    pub(super) fn show(duration: Duration) -> Option<Self> {
         let mut stderr = io::stderr();
         if !stderr.is_terminal() {
             return None;

@@ -14,7 +14,7 @@ use tokio::{task::JoinSet, time::Instant};
 
 use super::{Daemon, Options};
 use crate::{
-    event::{Before, Body, OomKill, ProcessRole, RuntimeStatus, Via, text},
+    event::{Before, Body, DeathCause, OomKill, ProcessRole, RuntimeStatus, Via, text},
     identity::{Claim, Orchestrator, names::Resolver, path as grammar},
     incident::{
         assemble::{Incident, Role},
@@ -25,7 +25,7 @@ use crate::{
     node::{self, kmsg::FaultLog, kubelet, meminfo::Meminfo, process::ProcessDir},
     ring::decode::{Record, comm},
     verdict::death::{
-        EarlierOom, Facts, NodeState, OomPart, process_death,
+        EarlierOom, Facts, FailedExec, NodeState, OomPart, process_death,
         restarts::{History, RestartKey, label, oom_label},
     },
 };
@@ -72,6 +72,8 @@ pub(super) struct Morgue {
     kills: LruCache<String, (EarlierOom, u64)>,
     /// OOM kills in a few words, by incident.
     labels: LruCache<String, String>,
+    /// The last command that failed in a container, by its id, and when it ended.
+    failed: LruCache<String, (FailedExec, u64)>,
     history: History,
     survival: LruCache<Vec<u8>, (Instant, Option<bool>)>,
     faults: Option<FaultLog>,
@@ -111,6 +113,7 @@ impl Morgue {
             victims: LruCache::new(REMEMBERED),
             kills: LruCache::new(REMEMBERED),
             labels: LruCache::new(REMEMBERED),
+            failed: LruCache::new(REMEMBERED),
             history: History::default(),
             survival: LruCache::new(REMEMBERED),
             faults,
@@ -173,7 +176,7 @@ impl Daemon {
         let early = Early {
             before,
             available_bytes: tells_of_container
-                .then(|| self.collector.available_bytes())
+                .then(|| self.available_at_stop(&death))
                 .flatten(),
             findings,
             claim,
@@ -281,6 +284,17 @@ impl Daemon {
                 ms_before: (death.boot_ns - at) / 1_000_000,
                 ..earlier.clone()
             });
+        let asked_ns = asked_boot_ns(&death);
+        let failed_exec = early
+            .claim
+            .container_id
+            .as_ref()
+            .and_then(|id| self.morgue.failed.peek(id))
+            .filter(|(_, at)| *at <= asked_ns)
+            .map(|(failed, at)| FailedExec {
+                ms_before: (asked_ns - at) / 1_000_000,
+                ..failed.clone()
+            });
         let facts = Facts {
             process: &process,
             k8s: who.k8s.as_ref(),
@@ -288,6 +302,7 @@ impl Daemon {
             death: &event,
             oom: link.map(|(_, part)| part),
             earlier_oom: earlier_oom.as_ref(),
+            failed_exec: failed_exec.as_ref(),
             node: NodeState {
                 available_bytes: early.available_bytes,
                 eviction_threshold_bytes: self.morgue.eviction_threshold_bytes,
@@ -308,6 +323,18 @@ impl Daemon {
         {
             let history = &mut self.morgue.history;
             event.restarts = Some(history.add(key, death.boot_ns, verdict.cause, &in_words));
+        }
+        if event.role == Some(ProcessRole::Exec)
+            && event.exit_code != 0
+            && let Some(id) = early.claim.container_id
+        {
+            let failed = FailedExec {
+                comm: text(comm(&death.task)),
+                exit_code: event.exit_code,
+                was_late: verdict.cause == DeathCause::RuntimeStop,
+                ms_before: 0,
+            };
+            self.morgue.failed.put(id, (failed, death.boot_ns));
         }
         event.verdict = verdict;
         self.outbox.write_of(
@@ -365,6 +392,13 @@ impl Daemon {
         })
     }
 
+    /// What was available on the node when the container was asked to stop: by its end it, or
+    /// another one of its pod, may have given back what the node was short of.
+    fn available_at_stop(&mut self, death: &Death) -> Option<u64> {
+        self.available_before(asked_boot_ns(death))
+            .or_else(|| self.collector.available_bytes())
+    }
+
     fn path_of(&mut self, task: &wire::Task) -> Option<Vec<u8>> {
         let hierarchy = self.context.memory_hierarchy;
         let located = self.tree.as_mut()?.path(hierarchy, task.memcg_id)?;
@@ -397,6 +431,12 @@ impl Daemon {
         self.morgue.survival.put(root.to_vec(), (now, survived));
         survived
     }
+}
+
+/// When it was asked to stop, else struck.
+fn asked_boot_ns(death: &Death) -> u64 {
+    let request = death.request.map(|request| request.time_boot_ns);
+    request.unwrap_or_else(|| death.struck_boot_ns())
 }
 
 /// `None` for one that was dying already.

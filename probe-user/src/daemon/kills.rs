@@ -217,6 +217,7 @@ impl Daemon {
             return;
         };
         self.remember_kill(&made.kill);
+        self.look_for_holders(&made.kill);
         let is_wanted = self
             .options
             .count

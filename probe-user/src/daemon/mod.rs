@@ -6,13 +6,14 @@
 
 mod deaths;
 mod kills;
+mod leaks;
 mod options;
 mod outbox;
 mod pressure;
-mod process;
+pub(crate) mod process;
 mod reconcile;
 mod siblings;
-mod symbols;
+pub(crate) mod symbols;
 mod trust;
 
 use std::{
@@ -24,7 +25,10 @@ use std::{
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use probe_common::wire::{CgroupChange, Loss as WireLoss};
+use probe_common::{
+    limits::DEATH_WAKEUP_NS,
+    wire::{CgroupChange, Loss as WireLoss},
+};
 use tokio::{
     task::{JoinSet, LocalSet},
     time::{Instant, MissedTickBehavior, interval},
@@ -33,6 +37,7 @@ use tokio::{
 pub use deaths::Deaths;
 use deaths::Morgue;
 use kills::{Made, Watched};
+use leaks::Leaks;
 pub use options::{Filter, LEAK_WINDOW, Options};
 pub use outbox::Ending;
 use outbox::Outbox;
@@ -75,6 +80,9 @@ use crate::{
     },
     sink::Sink,
 };
+
+/// When the ring of deaths is looked into once more after a wake-up: not every death wakes anybody.
+const MOP_UP: Duration = Duration::from_nanos(2 * DEATH_WAKEUP_NS);
 
 /// How often counters are read and compared.
 const TICK: Duration = Duration::from_secs(1);
@@ -119,6 +127,8 @@ struct Daemon {
     evidence: Option<(u64, Evidence)>,
     /// Memory pressure; `None` where there is no memory controller.
     lookout: Option<Lookout>,
+    /// Looks at kernel memory; `None` until that is wanted.
+    leaks: Option<Leaks>,
     morgue: Morgue,
     /// Incidents whose victims are gone, and when their memory will be given back too.
     leaving: VecDeque<(Instant, Box<Incident>)>,
@@ -134,8 +144,8 @@ struct Daemon {
     reconciler: Reconciler,
     looking_up: JoinSet<Made>,
     losses: BTreeMap<WireLoss, u64>,
-    /// Runs of programs that the kernel skipped, by hook.
-    skipped: BTreeMap<String, u64>,
+    /// Runs that the kernel skipped, by program.
+    skipped: BTreeMap<&'static str, u64>,
     decode_errors: u64,
     kills_written: u64,
 }
@@ -150,7 +160,7 @@ impl Daemon {
         let cpus = host::possible_cpus(&sys)
             .ok()
             .and_then(|cpus| u32::try_from(cpus).ok());
-        let mut probe = Probe::attach(&kernel_layout, cpus.unwrap_or(0))?;
+        let mut probe = Probe::attach(&kernel_layout, cpus.unwrap_or(0), options.deaths.mode())?;
         // The kernel's types were needed until here: some 20 MiB that nobody needs any more.
         release_memory();
         protect_from_oom(&proc);
@@ -198,10 +208,6 @@ impl Daemon {
         let now = clock::boot_ns();
         outbox.write(Body::ProbeStatus(status), now);
         let vmstat = Vmstat::open(&proc).ok();
-        let mode = options.deaths.mode();
-        probe
-            .set_deaths(mode)
-            .context("cannot say which deaths are wanted")?;
         let morgue = Morgue::new(&options);
 
         let critical = Reader::new(probe.take_critical()?)?;
@@ -219,9 +225,10 @@ impl Daemon {
             bulk: Some(bulk),
             dead: Some(dead),
             assembler: Assembler::new(hooks),
-            collector: Collector::new(&proc, hierarchies.clone(), kmsg),
+            collector: Collector::new(&options.host_root, hierarchies.clone(), kmsg),
             evidence: None,
             lookout: Lookout::new(hierarchies.as_ref(), &proc, options.leak_window, hooked),
+            leaks: None,
             leaving: VecDeque::new(),
             watched: BTreeMap::new(),
             tree,
@@ -252,6 +259,10 @@ impl Daemon {
             // Only warms a cache: failures show with the names that are then missing.
             let _ = resolver.warm(Instant::now() + DEADLINE).await;
         });
+        if let Some(every) = self.options.leaks {
+            let leaks = Leaks::start(&self.options, Some(every));
+            self.leaks = Some(leaks.context("cannot start to look at kernel memory")?);
+        }
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let period = self.options.heartbeat;
@@ -269,7 +280,7 @@ impl Daemon {
             anyhow::bail!("the rings were taken already");
         };
         let (mut records, mut rates) = (Vec::<Bytes>::new(), Vec::<Bytes>::new());
-        let mut deaths = Vec::<Bytes>::new();
+        let (mut deaths, mut mop_up) = (Vec::<Bytes>::new(), None);
         while !self.enough() {
             let deadline = self.assembler.deadline().map(at);
             tokio::select! {
@@ -298,8 +309,11 @@ impl Daemon {
                 _ = tick.tick() => {
                     self.logged();
                     self.count_losses();
+                    // One that was held up in the kernel has missed its turn.
+                    mop_up.get_or_insert_with(Instant::now);
                 }
                 seen = pressure::next(self.lookout.as_mut()) => self.seen(seen),
+                seen = leaks::next(self.leaks.as_mut()) => self.leak_seen(seen),
                 _ = heartbeat.tick(), if beats => self.beat(),
                 read = bulk.read(&mut rates) => {
                     read.context("cannot read the ring of rates")?;
@@ -307,9 +321,16 @@ impl Daemon {
                 }
                 read = dead.read(&mut deaths) => {
                     read.context("cannot read the ring of deaths")?;
+                    mop_up = Some(Instant::now() + MOP_UP);
                     // A victim's death comes after the kill, by another ring.
                     critical.drain(&mut records);
                     self.take(&mut records);
+                    self.take(&mut deaths);
+                }
+                () = sleep_until(mop_up) => {
+                    critical.drain(&mut records);
+                    self.take(&mut records);
+                    mop_up = dead.take_batch(&mut deaths).then(Instant::now);
                     self.take(&mut deaths);
                 }
             }

@@ -25,6 +25,8 @@ pub struct Options {
     pub leak_window: Duration,
     /// Which deaths are told.
     pub deaths: Deaths,
+    /// How often to look who holds kernel memory; `None` for only when a node is full of it.
+    pub leaks: Option<Duration>,
     /// Only events about this pod, namespace or container.
     pub filter: Filter,
 }

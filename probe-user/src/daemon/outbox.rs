@@ -51,8 +51,47 @@ pub(super) struct Outbox {
     queued: u64,
     written: Arc<AtomicU64>,
     counts: BTreeMap<String, u64>,
-    /// By reason: lost so far, and of these not yet reported.
-    lost: BTreeMap<&'static str, (u64, u64)>,
+    lost: BTreeMap<Lost, Count>,
+}
+
+/// What was lost: why, and in which ring or by which program where that is known.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Lost {
+    pub(super) reason: &'static str,
+    pub(super) ring: Option<&'static str>,
+    pub(super) hook: Option<String>,
+}
+
+impl Lost {
+    pub(super) const fn of(reason: &'static str) -> Self {
+        Self {
+            reason,
+            ring: None,
+            hook: None,
+        }
+    }
+}
+
+/// An event found the queue of the output full.
+const QUEUE_FULL: Lost = Lost {
+    reason: "sink_queue_full",
+    ring: Some("sink"),
+    hook: None,
+};
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    /// Since the start.
+    total: u64,
+    /// Of these, not yet in a `loss` event.
+    new: u64,
+}
+
+impl Count {
+    const fn add(&mut self, count: u64) {
+        self.total += count;
+        self.new += count;
+    }
 }
 
 impl Outbox {
@@ -95,29 +134,30 @@ impl Outbox {
     /// Numbers an event and queues it. One that finds the queue full is lost: its number is
     /// missing and a `loss` event says why as soon as there is room.
     pub(super) fn write(&mut self, body: Body, boot_ns: u64) {
-        self.report_lost();
-        self.push(body, boot_ns, |event| event);
+        self.put(body, boot_ns, |event| event);
     }
 
     /// The same, about this pod and container.
     pub(super) fn write_about(&mut self, who: Who, body: Body, boot_ns: u64) {
-        self.report_lost();
-        self.push(body, boot_ns, |event| event.about(who.k8s, who.container));
+        self.put(body, boot_ns, |event| event.about(who.k8s, who.container));
     }
 
     /// The same, about this process too.
     pub(super) fn write_of(&mut self, who: Who, process: Process, body: Body, boot_ns: u64) {
-        self.report_lost();
-        self.push(body, boot_ns, |event| {
+        self.put(body, boot_ns, |event| {
             event.about(who.k8s, who.container).of(process)
         });
     }
 
     /// Counts events that were lost before they were made.
     pub(super) fn lost(&mut self, reason: &'static str, count: u64) {
-        let entry = self.lost.entry(reason).or_default();
-        entry.0 += count;
-        entry.1 += count;
+        self.lost_by(Lost::of(reason), count);
+    }
+
+    /// The same, by ring or program. The `loss` event of it waits for room in the queue and is never
+    /// lost itself.
+    pub(super) fn lost_by(&mut self, lost: Lost, count: u64) {
+        self.lost.entry(lost).or_default().add(count);
         self.report_lost();
     }
 
@@ -126,21 +166,25 @@ impl Outbox {
         self.counts.clone()
     }
 
-    /// Losses of this side, by reason.
-    pub(super) fn losses(&self) -> impl Iterator<Item = (String, u64)> {
-        self.lost
-            .iter()
-            .map(|(reason, (total, _))| ((*reason).to_owned(), *total))
+    /// Everything lost so far, by reason.
+    pub(super) fn losses(&self) -> BTreeMap<String, u64> {
+        let mut losses = BTreeMap::new();
+        for (lost, count) in &self.lost {
+            *losses.entry(lost.reason.to_owned()).or_default() += count.total;
+        }
+        losses
     }
 
     /// Waits for the sink to write what is queued, for a while.
     pub(super) fn finish(mut self) -> Ending {
-        self.report_lost();
-        self.queue = None;
         let Some(thread) = self.thread.take() else {
             return Ending::Written;
         };
         let deadline = Instant::now() + FLUSH;
+        while !self.report_lost() && !thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.queue = None;
         while !thread.is_finished() {
             if Instant::now() >= deadline {
                 let written = self.written.load(Ordering::Relaxed);
@@ -153,6 +197,18 @@ impl Outbox {
             Ok(Err(Error::Closed)) => Ending::Closed,
             Ok(Err(Error::Io(error))) => Ending::Failed(error),
             Err(_) => Ending::Failed(std::io::Error::other("the output thread panicked")),
+        }
+    }
+
+    /// Queues an event behind all that is to be told of losses before it. While there is no room for
+    /// that, it is lost too, even if there is room by now: it would stand before what explains the hole
+    /// in front of it.
+    fn put(&mut self, body: Body, boot_ns: u64, complete: impl FnOnce(Event) -> Event) {
+        if self.report_lost() {
+            self.push(body, boot_ns, complete);
+        } else {
+            self.seq += 1;
+            self.lost.entry(QUEUE_FULL).or_default().add(1);
         }
     }
 
@@ -171,9 +227,7 @@ impl Outbox {
                 true
             }
             Err(TrySendError::Full(_)) => {
-                let entry = self.lost.entry("sink_queue_full").or_default();
-                entry.0 += 1;
-                entry.1 += 1;
+                self.lost.entry(QUEUE_FULL).or_default().add(1);
                 false
             }
             // `closed` tells the daemon.
@@ -181,34 +235,33 @@ impl Outbox {
         }
     }
 
-    fn report_lost(&mut self) {
-        let due: Vec<(&'static str, u64, u64)> = self
+    /// Whether all that was lost is in the queue as `loss` events.
+    fn report_lost(&mut self) -> bool {
+        let due: Vec<(Lost, Count)> = self
             .lost
             .iter()
-            .filter(|(_, (_, new))| *new > 0)
-            .map(|(reason, (total, new))| (*reason, *total, *new))
+            .filter(|(_, count)| count.new > 0)
+            .map(|(lost, count)| (lost.clone(), *count))
             .collect();
-        for (reason, total, count) in due {
+        for (lost, count) in due {
             let loss = Loss {
-                reason: reason.to_owned(),
-                count,
-                total,
-                ring: (reason == "sink_queue_full").then(|| "sink".to_owned()),
-                hook: None,
+                reason: lost.reason.to_owned(),
+                count: count.new,
+                total: count.total,
+                ring: lost.ring.map(str::to_owned),
+                hook: lost.hook.clone(),
             };
-            if let Some(entry) = self.lost.get_mut(reason) {
-                entry.1 = 0;
-            }
             let (seq, before) = (self.seq, self.lost.clone());
             if !self.push(Body::Loss(loss), clock::boot_ns(), |event| event) {
                 // It is said with the next, and is none that was lost itself.
                 (self.seq, self.lost) = (seq, before);
-                if let Some(entry) = self.lost.get_mut(reason) {
-                    entry.1 += count;
-                }
-                return;
+                return false;
+            }
+            if let Some(count) = self.lost.get_mut(&lost) {
+                count.new = 0;
             }
         }
+        true
     }
 }
 
@@ -218,4 +271,114 @@ fn drain<S: Sink>(mut sink: S, events: &Receiver<Event>, written: &AtomicU64) ->
         written.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::event::Gap;
+
+    /// Takes an event for each word of the test, then whatever comes.
+    struct Slow {
+        go: mpsc::Receiver<()>,
+        events: mpsc::Sender<Event>,
+    }
+
+    impl Sink for Slow {
+        fn write(&mut self, event: &Event) -> Result<(), Error> {
+            let _ = self.go.recv();
+            let _ = self.events.send(event.clone());
+            Ok(())
+        }
+    }
+
+    fn event() -> Body {
+        Body::Gap(Gap {
+            counter: "a counter".to_owned(),
+            expected: 1,
+            seen: 0,
+            missing: 1,
+            since: None,
+        })
+    }
+
+    #[test]
+    fn what_a_slow_reader_costs_is_told_whole() {
+        let (go, wait) = mpsc::channel();
+        let (send, events) = mpsc::channel();
+        let host = Host {
+            name: None,
+            boot_id: None,
+        };
+        let context = Context {
+            clock: clock::BootClock::now(),
+            page_bytes: 4096,
+            boot_id: None,
+            memory_hierarchy: 0,
+            hooks: Vec::new(),
+        };
+        let sink = Slow {
+            go: wait,
+            events: send,
+        };
+        let mut outbox = Outbox::new(sink, host, Rc::new(context));
+        let asked = QUEUE + 5000;
+        for number in 0..asked {
+            outbox.write(event(), 1);
+            // Room comes at any moment, and seldom.
+            if number % 7 == 0 {
+                go.send(()).unwrap();
+            }
+        }
+        // Told while there is no room, and never told again by who counted it.
+        let in_ring = Lost {
+            ring: Some("deaths"),
+            ..Lost::of("death_ring_full")
+        };
+        outbox.lost_by(in_ring.clone(), 200);
+        outbox.lost_by(in_ring, 35);
+        outbox.lost("undecodable_record", 3);
+        drop(go);
+        assert!(matches!(outbox.finish(), Ending::Written));
+
+        let events: Vec<Event> = events.iter().collect();
+        let mut told: u64 = 0;
+        let mut losses: BTreeMap<&str, u64> = BTreeMap::new();
+        let (mut due, mut missing) = (0, 0);
+        for event in &events {
+            missing += event.seq - due;
+            due = event.seq + 1;
+            match &event.body {
+                Body::Loss(loss) if loss.reason == "sink_queue_full" => {
+                    assert_eq!(std::mem::take(&mut missing), loss.count);
+                }
+                Body::Loss(_) => {}
+                _ => assert_eq!(missing, 0, "before {event:?}"),
+            }
+            match &event.body {
+                Body::Loss(loss) => {
+                    *losses.entry(loss.reason.as_str()).or_default() += loss.count;
+                    assert_eq!(losses[loss.reason.as_str()], loss.total);
+                    let ring = match loss.reason.as_str() {
+                        "sink_queue_full" => Some("sink"),
+                        "death_ring_full" => Some("deaths"),
+                        _ => None,
+                    };
+                    assert_eq!(loss.ring.as_deref(), ring);
+                }
+                _ => told += 1,
+            }
+        }
+        assert_eq!(losses["death_ring_full"], 235);
+        assert_eq!(losses["undecodable_record"], 3);
+        assert_eq!(told + losses["sink_queue_full"], asked as u64);
+        // A number is missing for each event that was lost, and for nothing else.
+        let last = events.last().map(|event| event.seq);
+        assert_eq!(
+            last,
+            Some(events.len() as u64 + losses["sink_queue_full"] - 1)
+        );
+    }
 }

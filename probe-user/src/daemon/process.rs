@@ -5,14 +5,16 @@ use std::path::Path;
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal as UnixSignal, SignalKind};
 
+use crate::kernel::loader;
+
 /// SIGINT and SIGTERM.
-pub(super) struct Stop {
+pub(crate) struct Stop {
     interrupt: UnixSignal,
     terminate: UnixSignal,
 }
 
 impl Stop {
-    pub(super) fn new() -> anyhow::Result<Self> {
+    pub(crate) fn new() -> anyhow::Result<Self> {
         let handle = |kind| tokio::signal::unix::signal(kind).context("cannot handle signals");
         Ok(Self {
             interrupt: handle(SignalKind::interrupt())?,
@@ -20,7 +22,7 @@ impl Stop {
         })
     }
 
-    pub(super) async fn requested(&mut self) {
+    pub(crate) async fn requested(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -28,8 +30,22 @@ impl Stop {
     }
 }
 
-/// Gives freed memory back to the kernel.
+/// Gives memory back to the kernel: what is freed, and pages of the program that were needed for the
+/// start only, such as the BPF object. What is needed again is read again.
 pub(super) fn release_memory() {
+    let (object, page) = (loader::object(), rustix::param::page_size());
+    let start = object.as_ptr().addr().next_multiple_of(page);
+    let end = object.as_ptr_range().end.addr() & !(page - 1);
+    if start < end {
+        // SAFETY: whole pages of a read-only file mapping.
+        unsafe {
+            libc::madvise(
+                object.as_ptr().with_addr(start).cast_mut().cast(),
+                end - start,
+                libc::MADV_DONTNEED,
+            );
+        }
+    }
     #[cfg(target_env = "gnu")]
     // SAFETY: no preconditions.
     unsafe {

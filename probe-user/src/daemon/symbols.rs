@@ -149,6 +149,7 @@ impl Symbols {
     }
 }
 
-fn is_own(function: &str) -> bool {
+/// Whether a frame is of the tracer itself.
+pub(crate) fn is_own(function: &str) -> bool {
     OWN.iter().any(|start| function.starts_with(start))
 }

@@ -3,9 +3,9 @@
 use probe_common::wire::Loss as WireLoss;
 use tokio::time::Instant;
 
-use super::Daemon;
+use super::{Daemon, outbox::Lost};
 use crate::{
-    event::{self, Body, Heartbeat, Loss, ProbeStatus, SignalStatus},
+    event::{self, Body, Heartbeat, ProbeStatus, SignalStatus},
     kernel::{facts::Facts, layout, loader::Probe},
     node::clock,
 };
@@ -20,40 +20,28 @@ impl Daemon {
             *known = total;
             if count > 0 {
                 let ring = match reason {
-                    WireLoss::CriticalRingFull => Some("critical".to_owned()),
-                    WireLoss::BulkRingFull => Some("bulk".to_owned()),
-                    WireLoss::DeathRingFull => Some("deaths".to_owned()),
+                    WireLoss::CriticalRingFull => Some("critical"),
+                    WireLoss::BulkRingFull => Some("bulk"),
+                    WireLoss::DeathRingFull => Some("deaths"),
                     _ => None,
                 };
-                let reason = reason.name().to_owned();
-                self.outbox.write(
-                    Body::Loss(Loss {
-                        reason,
-                        count,
-                        total,
-                        ring,
-                        hook: None,
-                    }),
-                    now,
-                );
+                let lost = Lost {
+                    ring,
+                    ..Lost::of(reason.name())
+                };
+                self.outbox.lost_by(lost, count);
             }
         }
-        for (hook, total) in self.probe.skipped() {
-            let hook = hook.to_string();
-            let known = self.skipped.entry(hook.clone()).or_default();
+        for (program, hook, total) in self.probe.skipped() {
+            let known = self.skipped.entry(program).or_default();
             let count = total.saturating_sub(*known);
             *known = total;
             if count > 0 {
-                self.outbox.write(
-                    Body::Loss(Loss {
-                        reason: "program_skipped".to_owned(),
-                        count,
-                        total,
-                        ring: None,
-                        hook: Some(hook),
-                    }),
-                    now,
-                );
+                let lost = Lost {
+                    hook: Some(hook.to_string()),
+                    ..Lost::of("program_skipped")
+                };
+                self.outbox.lost_by(lost, count);
             }
         }
         if self.decode_errors > 0 {
@@ -73,16 +61,10 @@ impl Daemon {
     }
 
     pub(super) fn beat(&mut self) {
-        let lost = self
-            .losses
-            .iter()
-            .map(|(reason, count)| (reason.name().to_owned(), *count))
-            .chain(self.outbox.losses())
-            .collect();
         let beat = Heartbeat {
             uptime_s: self.started.elapsed().as_secs(),
             events: self.outbox.counts(),
-            lost,
+            lost: self.outbox.losses(),
             kernel_oom_kills: self.reconciler.kernel_kills(),
             seen_oom_kills: self.assembler.kernel_kills(),
         };

@@ -14,9 +14,14 @@ mod gfp;
 pub mod label;
 mod oom_kill;
 mod oom_outcome;
+mod outstanding;
 mod pressure;
 mod process_death;
+pub mod queues;
 mod signal;
+mod skb_census;
+mod skb_holders;
+mod slab_usage;
 mod stack;
 mod status;
 mod subject;
@@ -32,6 +37,7 @@ pub use oom_kill::{
     PsiResource, PsiWindow, Role, Scope, Trigger, Victim,
 };
 pub use oom_outcome::{OomOutcome, VictimOutcome};
+pub use outstanding::{AgeCount, Outstanding, OutstandingCgroup, OutstandingStack, TrackAccuracy};
 pub use pressure::{
     Finding, FindingId, Grower, LeakSuspect, LimitEvent, MemcgLimit, Pressure, ReclaimStall,
     StallKind,
@@ -39,6 +45,15 @@ pub use pressure::{
 pub use process_death::{
     CauseCount, DeathCause, DeathVerdict, Fault, ProcessDeath, ProcessRole, Restarts,
     RuntimeStatus, Sender, Signal, StopRequest, Via,
+};
+pub use skb_census::{CensusReader, CensusSocket, SkbAbandoned, SkbCensus, SkbGroup};
+pub use skb_holders::{
+    HeldSocket, HolderMethod, SkbBalance, SkbBefore, SkbCache, SkbCreator, SkbExplained, SkbHolder,
+    SkbHolders, SkbQueue, SkbSource,
+};
+pub use slab_usage::{
+    AllocationProfile, AllocationSite, CgroupKernelMemory, KernelBalance, ProfileState,
+    SlabCacheUsage, SlabTrace, SlabUsage,
 };
 pub use stack::AllocPath;
 pub use status::{Gap, Heartbeat, KernelFacts, Loss, ProbeStatus, Refusal, SignalStatus};
@@ -156,6 +171,14 @@ pub enum Body {
     LeakSuspect(LeakSuspect),
     /// One look at the whole node: what is wrong with it.
     Triage(Box<Triage>),
+    /// Who holds socket buffers.
+    SkbHolders(Box<SkbHolders>),
+    /// Which kernel caches are big or grow, and where the rest of the kernel's memory is.
+    SlabUsage(Box<SlabUsage>),
+    /// Socket buffers that were allocated since oomprobe started and are not freed.
+    SkbOutstanding(Box<Outstanding>),
+    /// Objects of one slab cache that were allocated since oomprobe started and are not freed.
+    SlabOutstanding(Box<Outstanding>),
     /// What is attached and what is not; the first event of every run.
     ProbeStatus(ProbeStatus),
     /// oomprobe is alive: silence since the last one means that nothing happened.
@@ -178,6 +201,10 @@ impl Body {
             Self::Pressure(_) => "pressure",
             Self::LeakSuspect(_) => "leak_suspect",
             Self::Triage(_) => "triage",
+            Self::SkbHolders(_) => "skb_holders",
+            Self::SlabUsage(_) => "slab_usage",
+            Self::SkbOutstanding(_) => "skb_outstanding",
+            Self::SlabOutstanding(_) => "slab_outstanding",
             Self::ProbeStatus(_) => "probe_status",
             Self::Heartbeat(_) => "heartbeat",
             Self::Loss(_) => "loss",
@@ -205,10 +232,14 @@ impl Body {
             Self::ProcessDeath(death) => death.severity(),
             Self::Pressure(pressure) => worst(&pressure.findings),
             Self::Triage(triage) => worst(&triage.findings),
+            Self::SkbHolders(holders) => worst(&holders.findings),
+            Self::SlabUsage(usage) => worst(&usage.findings),
             Self::ProbeStatus(status) if !status.attached => Severity::Error,
             Self::LeakSuspect(_) | Self::Loss(_) | Self::Gap(_) => Severity::Warn,
             Self::MemcgLimit(_)
             | Self::ReclaimStall(_)
+            | Self::SkbOutstanding(_)
+            | Self::SlabOutstanding(_)
             | Self::ProbeStatus(_)
             | Self::Heartbeat(_) => Severity::Info,
         }

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AllocPath, Before, Cgroup, Container, Gfp, K8s, Process, Time, Verdict};
+use super::{
+    AllocPath, Before, Cgroup, Container, Gfp, K8s, KernelBalance, Process, SlabCache, Time,
+    Verdict,
+};
 
 /// The OOM killer ran. One event per invocation, with all its victims.
 ///
@@ -336,6 +339,11 @@ pub struct Node {
     pub kernel_stack_bytes: Option<u64>,
     /// Page tables (`PageTables`).
     pub page_tables_bytes: Option<u64>,
+    /// Where all of it is, the kernel's own memory by kind and what no counter names. Null unless the
+    /// node's memory ran out.
+    pub kernel: Option<KernelBalance>,
+    /// The biggest slab caches, biggest first. Empty unless the node's memory ran out.
+    pub slab_caches: Vec<SlabCache>,
     /// Pressure stall information. Null if the kernel has it off.
     pub psi: Option<Psi>,
     /// Time from the decision to the read, µs: the victim may have freed memory within it.

@@ -175,6 +175,8 @@ pub enum FindingId {
     Protection,
     /// Kernel objects that cannot be given back fill the node.
     SlabUnreclaimable,
+    /// The kernel took memory page by page that no counter names: no slab view shows it.
+    KernelUnaccounted,
     /// The OOM killer ran lately.
     OomRecent,
     /// Tasks wait for a processor because of their CPU limit.
@@ -189,6 +191,28 @@ pub enum FindingId {
     ConntrackFull,
     /// The kubelet evicted pods lately.
     Evicted,
+    /// A process gives no verdict on the packets of its nfqueue.
+    NfqueueNoVerdict,
+    /// Packets pile up in the queueing discipline of a device.
+    QdiscBacklog,
+    /// A process does not read from its tun device.
+    TunQueue,
+    /// What sockets receive is not read.
+    SocketNotRead,
+    /// What connections receive is no longer read, or sockets are read more slowly than they fill.
+    ReaderStalled,
+    /// Messages of the kernel are not read, and got lost.
+    NetlinkOverrun,
+    /// What unix sockets were sent is not read.
+    UnixBacklog,
+    /// The peers of TCP connections do not answer, and what they were sent is kept.
+    DeadPeer,
+    /// A socket that no process has open holds what it received.
+    SocketNotOpen,
+    /// Packets keep a network namespace alive that nobody can enter any more.
+    NetnsAbandoned,
+    /// Socket buffers that no socket, device or known queue holds.
+    Unreferenced,
     /// Something is wrong that the evidence does not name.
     #[default]
     Unknown,

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Cgroup, Container, Finding, K8s, Process, Time};
+use super::{Cgroup, Container, Finding, K8s, Process, SkbBalance, Time};
 
 /// What one look of a few seconds at the node found. Rates and ratios are over those seconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -24,6 +24,9 @@ pub struct Triage {
     pub cpu: Cpu,
     /// What the OOM killer did.
     pub oom: OomHistory,
+    /// Socket buffers in the slab, and how many of them were found in queues. Null unless slab that
+    /// cannot be given back fills the node: only then sockets are looked for.
+    pub socket_buffers: Option<SkbBalance>,
     /// The connection tracking table. Null if the module is not loaded. In a container with a
     /// network namespace of its own, `count` is that namespace's.
     pub conntrack: Option<ConntrackTable>,

@@ -258,7 +258,7 @@ fn entry(line: &[u8]) -> Option<Entry<'_>> {
 }
 
 /// Undoes the `\ooo` escape of procfs (`mangle_path`, fs/seq_file.c).
-fn unescape(field: &[u8]) -> Vec<u8> {
+pub(crate) fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&first, tail)) = rest.split_first() {

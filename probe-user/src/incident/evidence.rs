@@ -12,11 +12,12 @@ use probe_common::wire;
 
 use super::{
     assemble::Incident,
+    balance::{self, Beside},
     fold::Fold,
     limit::{self, FoundBy},
 };
 use crate::{
-    event::{Before, text},
+    event::{Before, KernelBalance, text},
     identity::hierarchy::Hierarchies,
     node::{
         clock,
@@ -25,6 +26,7 @@ use crate::{
         meminfo::{Meminfo, MeminfoFile},
         process::{Cmdline, ProcessDir},
         psi::{self, Pressure, Reading},
+        slabinfo::{self, Cache},
         zoneinfo,
     },
     ring::decode::{Body, Record},
@@ -36,6 +38,9 @@ const MAX_CMDLINES: usize = 16;
 
 /// Memory cgroups whose files are kept open: the last that were seen at their limit.
 const MAX_OPEN_MEMCGS: usize = 64;
+
+/// Slab caches that are kept of an incident.
+const SLAB_CACHES: usize = 8;
 
 /// Reports of the kernel log that may wait for their incident.
 const MAX_REPORTS: usize = 64;
@@ -77,6 +82,10 @@ pub struct Evidence {
     pub node: Option<(Meminfo, u64)>,
     /// Sum of the zones' `min` watermarks, pages.
     pub watermark_min_pages: Option<u64>,
+    /// Where the node's memory is; read if it may have been all of it that ran out.
+    pub balance: Option<KernelBalance>,
+    /// The biggest slab caches, biggest first; read with it.
+    pub slab_caches: Vec<Cache>,
     /// Pressure on cpu, memory, io.
     pub pressure: [Option<Pressure>; 3],
     /// Arguments by process id.
@@ -101,6 +110,7 @@ impl Evidence {
 /// Reads evidence. Holds open what can be.
 pub struct Collector {
     proc: PathBuf,
+    sys: PathBuf,
     hierarchies: Option<Hierarchies>,
     meminfo: Option<MeminfoFile>,
     watermark_min_pages: Option<u64>,
@@ -115,20 +125,27 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// `proc` is the host's procfs; `kmsg` is needed only where no hook gives the decision.
-    pub fn new(proc: &Path, hierarchies: Option<Hierarchies>, kmsg: Option<KmsgReader>) -> Self {
+    /// `host_root` has the host's procfs and sysfs; `kmsg` is needed only where no hook gives the
+    /// decision.
+    pub fn new(
+        host_root: &Path,
+        hierarchies: Option<Hierarchies>,
+        kmsg: Option<KmsgReader>,
+    ) -> Self {
+        let proc = host_root.join("proc");
         Self {
-            proc: proc.to_owned(),
+            sys: host_root.join("sys"),
             hierarchies,
-            meminfo: MeminfoFile::open(proc).ok(),
+            meminfo: MeminfoFile::open(&proc).ok(),
             // Set at boot and by an administrator: once is enough.
-            watermark_min_pages: zoneinfo::min_pages(proc).ok(),
+            watermark_min_pages: zoneinfo::min_pages(&proc).ok(),
             memcgs: Vec::new(),
             kmsg,
             log: kmsg::Assembler::default(),
             reports: VecDeque::new(),
             fold: Fold::new(),
             buf: Vec::new(),
+            proc,
         }
     }
 
@@ -158,7 +175,22 @@ impl Collector {
                 None => self.process(victim, &mut evidence),
             }
         }
+        if evidence.limit.is_none() {
+            self.read_kernel_memory(&mut evidence);
+        }
         evidence
+    }
+
+    /// Where the kernel's share of the node's memory is: takes milliseconds, and what a victim gives
+    /// back is not among it.
+    fn read_kernel_memory(&self, evidence: &mut Evidence) {
+        let meminfo = evidence.node.as_ref().map(|(meminfo, _)| meminfo);
+        evidence.balance = meminfo.and_then(|meminfo| {
+            let beside = Beside::read_all(&self.proc, &self.sys);
+            balance::of(meminfo, &beside)
+        });
+        evidence.slab_caches = slabinfo::read(&self.proc).unwrap_or_default();
+        evidence.slab_caches.truncate(SLAB_CACHES);
     }
 
     fn read_memory(&mut self, incident: &Incident, evidence: &mut Evidence) {

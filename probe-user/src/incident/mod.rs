@@ -1,6 +1,7 @@
 //! From records to explained kills and deaths: join, gather evidence, find the limit, fill in the event.
 
 pub mod assemble;
+pub mod balance;
 pub mod death;
 pub mod evidence;
 pub mod explain;

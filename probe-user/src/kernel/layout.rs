@@ -86,6 +86,9 @@ const PLAIN_RSS: &str = "plain atomics before 6.2 made them per-CPU counters";
 /// Why the system call has two names.
 const ARM64_REGISTERS: &str = "arm64 has a member of its own";
 
+/// Why the creator of a socket has two forms.
+const TAGGED_CGROUP: &str = "an integer that may be a class id instead before 5.15";
+
 const TABLE: &[Row] = table! {
     Required task_struct__pid: Offset("task_struct", "pid", Int(4));
     Required task_struct__tgid: Offset("task_struct", "tgid", Int(4));
@@ -191,6 +194,67 @@ const TABLE: &[Row] = table! {
     Optional sched_process_exit__has_group_dead: Argument("sched_process_exit", 1, Int(1), None);
     Optional memcg_reclaim_begin__has_memcg:
         Argument("mm_vmscan_memcg_reclaim_begin", 2, Ptr("mem_cgroup"), None);
+    Optional file__f_inode: Offset("file", "f_inode", Ptr("inode"));
+    Optional inode__i_sb: Offset("inode", "i_sb", Ptr("super_block"));
+    Optional inode__i_ino: Offset("inode", "i_ino", Int(8));
+    Optional super_block__s_magic: Offset("super_block", "s_magic", Int(8));
+    Optional socket_alloc__socket: Offset("socket_alloc", "socket", Struct("socket"));
+    Optional socket_alloc__vfs_inode: Offset("socket_alloc", "vfs_inode", Struct("inode"));
+    Optional socket__sk: Offset("socket", "sk", Ptr("sock"));
+    Optional sock_common__skc_family: Offset("sock_common", "skc_family", Int(2));
+    Optional sock_common__skc_state: Offset("sock_common", "skc_state", Int(1));
+    Optional sock_common__skc_net: Offset("sock_common", "skc_net.net", Ptr("net"));
+    Optional sock_common__skc_daddr: Offset("sock_common", "skc_daddr", Int(4));
+    Optional sock_common__skc_rcv_saddr: Offset("sock_common", "skc_rcv_saddr", Int(4));
+    Optional sock_common__skc_v6_daddr: Offset("sock_common", "skc_v6_daddr", Struct("in6_addr"));
+    Optional sock_common__skc_v6_rcv_saddr:
+        Offset("sock_common", "skc_v6_rcv_saddr", Struct("in6_addr"));
+    Optional sock_common__skc_dport: Offset("sock_common", "skc_dport", Int(2));
+    Optional sock_common__skc_num: Offset("sock_common", "skc_num", Int(2));
+    Optional sock__sk_type: Offset("sock", "sk_type", Int(2));
+    Optional sock__sk_protocol: Offset("sock", "sk_protocol", Int(2));
+    Optional sock__sk_receive_queue: Offset("sock", "sk_receive_queue", Struct("sk_buff_head"));
+    Optional sock__sk_write_queue: Offset("sock", "sk_write_queue", Struct("sk_buff_head"));
+    Optional sock__sk_error_queue: Offset("sock", "sk_error_queue", Struct("sk_buff_head"));
+    Optional sk_buff_head__next: Offset("sk_buff_head", "next", Ptr("sk_buff"));
+    Optional sk_buff_head__qlen: Offset("sk_buff_head", "qlen", Int(4));
+    Optional sock__rmem_alloc: Offset("sock", "sk_backlog.rmem_alloc", Atomic(4));
+    Optional sock__backlog_len: Offset("sock", "sk_backlog.len", Int(4));
+    Optional sock__sk_wmem_alloc: Offset("sock", "sk_wmem_alloc.refs", Atomic(4));
+    Optional sock__sk_wmem_queued: Offset("sock", "sk_wmem_queued", Int(4));
+    Optional sock__sk_rcvbuf: Offset("sock", "sk_rcvbuf", Int(4));
+    Optional sock__sk_sndbuf: Offset("sock", "sk_sndbuf", Int(4));
+    Optional sock__sk_drops: Offset("sock", "sk_drops", Atomic(4));
+    Optional sock__sk_drop_counters: Offset("sock", "sk_drop_counters", Ptr("numa_drop_counters"));
+    Optional numa_drop_counters__drops0: Offset("numa_drop_counters", "drops0", Atomic(4));
+    Optional numa_drop_counters__drops1: Offset("numa_drop_counters", "drops1", Atomic(4));
+    Optional sock__sk_ack_backlog: Offset("sock", "sk_ack_backlog", Int(4));
+    Optional sock__sk_cgrp_data:
+        Offset("sock", "sk_cgrp_data.cgroup", Ptr("cgroup")),
+        Offset("sock", "sk_cgrp_data.val", Int(8)) => TAGGED_CGROUP;
+    Optional net__ns: Offset("net", "ns", Struct("ns_common"));
+    Optional ns_common__inum: Offset("ns_common", "inum", Int(4));
+    Optional udp_sock__reader_queue: Offset("udp_sock", "reader_queue", Struct("sk_buff_head"));
+    Optional tcp_sock__copied_seq: Offset("tcp_sock", "copied_seq", Int(4));
+    Optional icsk__retransmits: Offset("inet_connection_sock", "icsk_retransmits", Int(1));
+    Optional icsk__probes_out: Offset("inet_connection_sock", "icsk_probes_out", Int(1));
+    Optional icsk__backoff: Offset("inet_connection_sock", "icsk_backoff", Int(1));
+    Optional packet_sock__num: Offset("packet_sock", "num", Int(2));
+    Optional packet_sock__ifindex: Offset("packet_sock", "ifindex", Int(4));
+    Optional packet_sock__rx_ring: Offset("packet_sock", "rx_ring", Struct("packet_ring_buffer"));
+    Optional packet_sock__tx_ring: Offset("packet_sock", "tx_ring", Struct("packet_ring_buffer"));
+    Optional packet_ring_buffer__pg_vec_len: Offset("packet_ring_buffer", "pg_vec_len", Int(4));
+    Optional packet_ring_buffer__pg_vec_pages:
+        Offset("packet_ring_buffer", "pg_vec_pages", Int(4));
+    Optional netlink_sock__portid: Offset("netlink_sock", "portid", Int(4));
+    Optional unix_sock__peer: Offset("unix_sock", "peer", Ptr("sock"));
+    Optional sk_buff__truesize: Offset("sk_buff", "truesize", Int(4));
+    Optional kmem_cache__name: Offset("kmem_cache", "name", Ptr("char"));
+    Optional kmem_cache__size: Offset("kmem_cache", "size", Int(4));
+    Optional kmem_cache_alloc__has_cache:
+        Argument("kmem_cache_alloc", 2, Ptr("kmem_cache"), Some(Int(8)));
+    Optional kmem_cache_free__has_cache:
+        Argument("kmem_cache_free", 2, Ptr("kmem_cache"), None);
 };
 
 /// How one field of the layout was resolved.

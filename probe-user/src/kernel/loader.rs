@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     mem::size_of,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     path::Path,
 };
 
@@ -13,7 +13,7 @@ use aya::{
     programs::{BtfTracePoint, FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
 };
 use probe_common::{
-    layout::{KernelLayout, Settings},
+    layout::{KernelLayout, Settings, deaths},
     limits::{LRU_ENTRIES_PER_CPU, MAX_DULL, MAX_RSS_CPUS, MAX_SENT, MAX_VICTIMS},
     wire::{self, Loss, STOP_SIGNALS, Sent, sent_key},
 };
@@ -24,8 +24,13 @@ use super::{
 };
 
 /// The object `cargo xtask build-ebpf` made.
-static OBJECT: &[u8] =
+pub(super) static OBJECT: &[u8] =
     include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/oomprobe.bpf.o"));
+
+/// The embedded BPF object.
+pub const fn object() -> &'static [u8] {
+    OBJECT
+}
 
 /// Lines of the verifier's log that a refusal carries; the decisive one is near the end.
 const VERIFIER_LINES: usize = 6;
@@ -109,9 +114,10 @@ pub struct Probe {
 impl Probe {
     /// Loads and attaches.
     ///
-    /// `cpus` is the number of possible CPUs.
-    pub fn attach(layout: &KernelLayout, cpus: u32) -> Result<Self, LoadError> {
-        let mut ebpf = load(layout, cpus)?;
+    /// `cpus` is the number of possible CPUs, `deaths` which deaths are told: one of
+    /// [`probe_common::layout::deaths`].
+    pub fn attach(layout: &KernelLayout, cpus: u32, deaths: u32) -> Result<Self, LoadError> {
+        let mut ebpf = load(layout, cpus, deaths)?;
         let lost = map(&mut ebpf, "LOST", PerCpuArray::try_from)?;
         let critical = map(&mut ebpf, "CRITICAL", RingBuf::try_from)?;
         let bulk = map(&mut ebpf, "BULK", RingBuf::try_from)?;
@@ -185,7 +191,8 @@ impl Probe {
         self.bulk.take().ok_or(LoadError::Missing("BULK"))
     }
 
-    /// The ring of deaths; empty until [`Self::set_deaths`]. It can be taken once.
+    /// The ring of deaths. It can be taken once. Not every death wakes who waits for it
+    /// ([`probe_common::limits::DEATH_WAKEUP_NS`]).
     pub fn take_deaths(&mut self) -> Result<RingBuf<MapData>, LoadError> {
         self.deaths.take().ok_or(LoadError::Missing("DEATHS"))
     }
@@ -200,17 +207,8 @@ impl Probe {
 
     /// Tells the programs where the per-CPU parts of counters are; until then rss is approximate.
     pub fn set_per_cpu(&mut self, per_cpu_offset: u64) -> Result<(), MapError> {
-        self.change(|settings| settings.per_cpu_offset = per_cpu_offset)
-    }
-
-    /// Tells the programs which deaths to record: one of [`probe_common::layout::deaths`].
-    pub fn set_deaths(&mut self, mode: u32) -> Result<(), MapError> {
-        self.change(|settings| settings.deaths = mode)
-    }
-
-    fn change(&mut self, change: impl FnOnce(&mut Settings)) -> Result<(), MapError> {
         let mut settings = self.settings.get(&0, 0)?;
-        change(&mut settings);
+        settings.per_cpu_offset = per_cpu_offset;
         self.settings.set(0, settings, 0)
     }
 
@@ -237,25 +235,17 @@ impl Probe {
         Ok(out)
     }
 
-    /// How often the kernel did not run an attached program, by hook: another task had been stopped
-    /// in the middle of the same program on that CPU. Where tracepoints can be preempted (7.0 and
-    /// later) this happens. An upper bound of what was missed, as most runs find nothing to tell.
+    /// How often the kernel did not run an attached program, by its name, with its hook: another
+    /// task had been stopped in the middle of the same program on that CPU. It happens where
+    /// tracepoints can be preempted. An upper bound of what was missed, as most runs find nothing to tell.
     /// Kernels that do not count it (`recursion_misses` in fdinfo, `bpf_prog_show_fdinfo()`,
     /// kernel/bpf/syscall.c) add nothing.
-    pub fn skipped(&self) -> Vec<(Hook, u64)> {
+    pub fn skipped(&self) -> Vec<(&'static str, Hook, u64)> {
         let hooks = LADDER.iter().flat_map(|(_, rungs)| rungs.iter());
         let programs = hooks.flat_map(|rung| rung.programs.iter());
         programs
-            .filter_map(|(name, hook)| {
-                let fd = self.ebpf.program(name)?.fd().ok()?;
-                let fd = fd.as_fd().as_raw_fd();
-                let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-                let count = info
-                    .lines()
-                    .find_map(|line| line.strip_prefix("recursion_misses:"))?;
-                Some((*hook, count.trim().parse().ok()?))
-            })
-            .filter(|(_, count)| *count > 0)
+            .filter_map(|(name, hook)| Some((*name, *hook, skipped(&self.ebpf, name)?)))
+            .filter(|(_, _, count)| *count > 0)
             .collect()
     }
 
@@ -291,10 +281,24 @@ impl Probe {
     }
 }
 
+/// How often the kernel did not run the program called `name`; `None` if it does not count that.
+pub(super) fn skipped(ebpf: &Ebpf, name: &str) -> Option<u64> {
+    let fd = ebpf.program(name)?.fd().ok()?;
+    of_fdinfo(fd.as_fd(), "recursion_misses:")
+}
+
+/// A number that the kernel tells about an open program or map.
+pub(super) fn of_fdinfo(fd: BorrowedFd<'_>, key: &str) -> Option<u64> {
+    let fd = fd.as_raw_fd();
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    let value = info.lines().find_map(|line| line.strip_prefix(key))?;
+    value.trim().parse().ok()
+}
+
 /// Loads and attaches every rung of every signal, one at a time, and takes each back: what this
 /// kernel allows, for `oomprobe doctor`.
 pub fn survey(layout: &KernelLayout, cpus: u32) -> Result<Vec<Surveyed>, LoadError> {
-    let mut ebpf = load(layout, cpus)?;
+    let mut ebpf = load(layout, cpus, deaths::CONTAINERS)?;
     let btf = Btf::from_sys_fs()?;
     let mut surveyed: Vec<Surveyed> = Vec::with_capacity(LADDER.len());
     for (signal, rungs) in LADDER {
@@ -330,16 +334,17 @@ pub fn survey(layout: &KernelLayout, cpus: u32) -> Result<Vec<Surveyed>, LoadErr
 }
 
 /// Creates the maps; the programs are loaded one by one.
-fn load(layout: &KernelLayout, cpus: u32) -> Result<Ebpf, LoadError> {
+fn load(layout: &KernelLayout, cpus: u32, deaths: u32) -> Result<Ebpf, LoadError> {
     raise_memlock();
-    // Before 6.16 each CPU keeps 128 entries of an LRU map for itself: a map of few entries would be
-    // used up by many CPUs, which then give up what they only just put in.
+    // Each CPU may keep 128 entries of an LRU map for itself: a map of few entries would be used up
+    // by many CPUs, which then give up what they only just put in.
     let entries = |least: u32| least.max(cpus.saturating_mul(LRU_ENTRIES_PER_CPU));
     let (victims, sent, dull) = (entries(MAX_VICTIMS), entries(MAX_SENT), entries(MAX_DULL));
     let cpus = if cpus <= MAX_RSS_CPUS { cpus } else { 0 };
     Ok(EbpfLoader::new()
         .override_global("LAYOUT", layout, true)
         .override_global("CPUS", &cpus, true)
+        .override_global("TOLD_DEATHS", &deaths, true)
         .map_max_entries("VICTIMS", victims)
         .map_max_entries("SENT", sent)
         .map_max_entries("DULL", dull)
@@ -408,18 +413,27 @@ fn try_rung(ebpf: &mut Ebpf, btf: &Btf, layout: &KernelLayout, rung: &Rung) -> R
         return Err(need.why_not.to_owned());
     }
     for (index, (name, hook)) in rung.programs.iter().enumerate() {
-        let result = match ebpf.program_mut(name) {
-            _ if is_kprobe(*hook) && !Path::new(KPROBE_PMU).exists() => Err(NO_KPROBES.to_owned()),
-            Some(program) => attach(program, *hook, btf)
-                .map_err(|error| missing(*hook, &error).unwrap_or_else(|| reason(&error))),
-            None => Err(format!("the BPF object has no program {name}")),
-        };
-        if let Err(why) = result {
+        if let Err(why) = try_program(ebpf, btf, name, *hook) {
             unload(ebpf, rung.programs.get(..=index).unwrap_or_default());
             return Err(why);
         }
     }
     Ok(())
+}
+
+/// Loads and attaches one program, or says why it cannot be.
+pub(super) fn try_program(
+    ebpf: &mut Ebpf,
+    btf: &Btf,
+    name: &str,
+    hook: Hook,
+) -> Result<(), String> {
+    match ebpf.program_mut(name) {
+        _ if is_kprobe(hook) && !Path::new(KPROBE_PMU).exists() => Err(NO_KPROBES.to_owned()),
+        Some(program) => attach(program, hook, btf)
+            .map_err(|error| missing(hook, &error).unwrap_or_else(|| reason(&error))),
+        None => Err(format!("the BPF object has no program {name}")),
+    }
 }
 
 /// Why a hook on a function that this kernel does not have was refused.
@@ -485,7 +499,7 @@ fn attach(program: &mut Program, hook: Hook, btf: &Btf) -> Result<(), ProgramErr
 }
 
 /// Takes programs back, which drops their links, so that another rung may have them.
-fn unload(ebpf: &mut Ebpf, programs: &[(&str, Hook)]) {
+pub(super) fn unload(ebpf: &mut Ebpf, programs: &[(&str, Hook)]) {
     for (name, _) in programs {
         // Refused only for one that was not loaded.
         let _ = match ebpf.program_mut(name) {
@@ -501,7 +515,7 @@ fn unload(ebpf: &mut Ebpf, programs: &[(&str, Hook)]) {
 }
 
 /// A refusal in one line: the error itself and, if the verifier spoke, its last words.
-fn reason(error: &ProgramError) -> String {
+pub(super) fn reason(error: &ProgramError) -> String {
     match error {
         ProgramError::LoadError {
             io_error,
@@ -535,7 +549,7 @@ fn reason(error: &ProgramError) -> String {
 
 /// Kernels before 5.11 charge maps and programs to `RLIMIT_MEMLOCK`. What cannot be raised shows
 /// when the first map is refused.
-fn raise_memlock() {
+pub(super) fn raise_memlock() {
     let infinite = libc::rlimit {
         rlim_cur: libc::RLIM_INFINITY,
         rlim_max: libc::RLIM_INFINITY,

@@ -4,7 +4,8 @@
 //! kernel's own types ([`btf`]), every offset and enumerator the programs need; absence is a
 //! value with a reason, never a guess from a version number. [`ladder`] says which hooks can
 //! serve each signal; [`loader`] takes the best the kernel accepts. [`pressure`] reads what
-//! they count. [`kallsyms`] names the frames of kernel stacks.
+//! they count. [`open_files`] finds sockets and what they hold; [`track`] is a ladder of its own:
+//! objects from allocation to free. [`kallsyms`] names the frames of kernel stacks.
 
 pub mod btf;
 pub mod capability;
@@ -13,8 +14,10 @@ pub mod kallsyms;
 pub mod ladder;
 pub mod layout;
 pub mod loader;
+pub mod open_files;
 pub mod pressure;
 pub mod problems;
+pub mod track;
 
 #[cfg(test)]
 mod golden;

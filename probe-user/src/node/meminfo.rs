@@ -36,6 +36,10 @@ meminfo! {
     cached_bytes = "Cached" * 1024,
     /// In memory and in swap.
     swap_cached_bytes = "SwapCached" * 1024,
+    /// Pages of processes, page cache and tmpfs that were used lately.
+    active_bytes = "Active" * 1024,
+    /// The same that were not.
+    inactive_bytes = "Inactive" * 1024,
     /// Cannot be reclaimed.
     unevictable_bytes = "Unevictable" * 1024,
     /// Locked by `mlock`.
@@ -58,6 +62,8 @@ meminfo! {
     mapped_bytes = "Mapped" * 1024,
     /// tmpfs and shared memory.
     shmem_bytes = "Shmem" * 1024,
+    /// Slab and other kernel memory that shrinks under pressure (4.20).
+    kernel_reclaimable_bytes = "KReclaimable" * 1024,
     /// Slab: [`Self::slab_reclaimable_bytes`] and [`Self::slab_unreclaimable_bytes`].
     slab_bytes = "Slab" * 1024,
     /// Slab that shrinks under pressure.
@@ -78,6 +84,12 @@ meminfo! {
     vmalloc_used_bytes = "VmallocUsed" * 1024,
     /// Per-CPU allocations.
     percpu_bytes = "Percpu" * 1024,
+    /// Buffers for devices that reach low addresses only.
+    bounce_bytes = "Bounce" * 1024,
+    /// In use by GPU drivers (7.0).
+    gpu_active_bytes = "GPUActive" * 1024,
+    /// Kept by GPU drivers, given back under pressure (7.0).
+    gpu_reclaim_bytes = "GPUReclaim" * 1024,
     /// Known to be broken.
     hardware_corrupted_bytes = "HardwareCorrupted" * 1024,
     /// Taken by the hypervisor (6.16).

@@ -19,7 +19,8 @@ pub mod process;
 pub mod psi;
 pub mod slabinfo;
 pub mod sysctl;
-mod text;
+pub(crate) mod text;
+pub mod vmallocinfo;
 pub mod vmstat;
 pub mod zoneinfo;
 

@@ -9,8 +9,10 @@ use super::text::{self, Error, ParseError};
 pub struct Cache {
     /// Its name. Caches that the kernel merged go by the name of one of them.
     pub name: Vec<u8>,
-    /// Objects in use.
+    /// Objects in use. Free objects that processors keep for themselves count as used.
     pub objects: u64,
+    /// Bytes that one object takes, padding and what the allocator adds included.
+    pub object_bytes: u64,
     /// Bytes of the slabs it holds, free objects included.
     pub bytes: u64,
 }
@@ -41,7 +43,7 @@ fn cache(line: &[u8], page_bytes: u64) -> Option<Cache> {
         .filter(|word| !word.is_empty());
     let mut number = || text::decimal(numbers.next()?);
     let pages_per_slab = number()?;
-    let (_objects_per_slab, _object_bytes, _all) = (number()?, number()?, number()?);
+    let (_objects_per_slab, object_bytes, _all) = (number()?, number()?, number()?);
     let objects = number()?;
     let slabs = slabs
         .split(|&byte| byte == b' ')
@@ -59,6 +61,7 @@ fn cache(line: &[u8], page_bytes: u64) -> Option<Cache> {
     Some(Cache {
         name,
         objects,
+        object_bytes,
         bytes: slabs.checked_mul(pages_per_slab)?.checked_mul(page_bytes)?,
     })
 }
@@ -88,7 +91,7 @@ mod tests {
         );
         let caches = parse(content.as_bytes(), 4096).unwrap();
         assert_eq!(caches[0].name, b"skbuff_head_cache");
-        assert_eq!(caches[0].objects, 3008);
+        assert_eq!((caches[0].objects, caches[0].object_bytes), (3008, 256));
         assert_eq!(caches[0].bytes, 94 * 2 * 4096);
         assert_eq!(caches[1].name, b"odd name : x");
         assert_eq!(caches[1].bytes, 3 * 4096);

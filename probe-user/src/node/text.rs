@@ -150,7 +150,7 @@ impl TextFile {
 }
 
 /// Opens, reads and parses `path` once.
-pub(super) fn parse_file<T>(
+pub(crate) fn parse_file<T>(
     path: impl Into<PathBuf>,
     buf: &mut Vec<u8>,
     parse: impl FnOnce(&[u8]) -> Result<T, ParseError>,
@@ -159,7 +159,7 @@ pub(super) fn parse_file<T>(
 }
 
 /// The lines of `text` with their numbers; empty ones are left out.
-pub(super) fn lines(text: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+pub(crate) fn lines(text: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     text.split(|&byte| byte == b'\n')
         .enumerate()
         .map(|(index, line)| (index + 1, line.trim_ascii()))
@@ -167,12 +167,12 @@ pub(super) fn lines(text: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
 }
 
 /// A decimal number that is the whole of `text`, but for white space around it.
-pub(super) fn decimal(text: &[u8]) -> Option<u64> {
+pub(crate) fn decimal(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text.trim_ascii()).ok()?.parse().ok()
 }
 
 /// `text` cut at the first `separator`, which belongs to neither part.
-pub(super) fn cut<'a>(text: &'a [u8], separator: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
+pub(crate) fn cut<'a>(text: &'a [u8], separator: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
     let at = find(text, separator)?;
     Some((&text[..at], &text[at + separator.len()..]))
 }
@@ -192,7 +192,7 @@ pub(super) fn find(text: &[u8], needle: &[u8]) -> Option<usize> {
 }
 
 /// Calls `visit` for every `key value` line of a flat keyed file (cgroup-v2.rst, "Flat keyed").
-pub(super) fn flat_keyed<'a>(
+pub(crate) fn flat_keyed<'a>(
     text: &'a [u8],
     mut visit: impl FnMut(&'a [u8], u64),
 ) -> Result<(), ParseError> {

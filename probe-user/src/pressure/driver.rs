@@ -6,7 +6,13 @@
 //! look costs some 50 µs, most of it `memory.stat`; the bounds below keep all of them under one
 //! percent of a processor.
 
-use std::{collections::VecDeque, ops::Bound, path::Path, rc::Rc, time::Duration};
+use std::{
+    collections::VecDeque,
+    ops::{Bound, RangeInclusive},
+    path::Path,
+    rc::Rc,
+    time::Duration,
+};
 
 use super::{
     cgroup::Cgroup,
@@ -243,6 +249,13 @@ impl Pressure {
             (path, cgroup.usage_bytes, &cgroup.settings, detail)
         });
         metrics::snapshot(&self.totals, cgroups, self.node.back())
+    }
+
+    /// The least memory that was available on the node in the samples between two times.
+    pub fn least_available_bytes(&self, times_ns: RangeInclusive<u64>) -> Option<u64> {
+        let within = |sample: &&NodeSample| times_ns.contains(&sample.boot_ns);
+        let samples = self.node.iter().filter(within);
+        samples.filter_map(|sample| sample.available_bytes).min()
     }
 
     /// What led up to a kill in the cgroup at `path`, or for want of memory on its limit; `None`

@@ -39,10 +39,20 @@ impl Reader {
         Ok(())
     }
 
-    /// Takes what is in the ring without waiting.
-    pub fn drain(&mut self, out: &mut Vec<Bytes>) {
-        while let Some(item) = self.ring.get_mut().next() {
+    /// Takes up to a batch without waiting; whether there may be more.
+    pub fn take_batch(&mut self, out: &mut Vec<Bytes>) -> bool {
+        let ring = self.ring.get_mut();
+        for _ in 0..BATCH {
+            let Some(item) = ring.next() else {
+                return false;
+            };
             out.push(Bytes::copy_from_slice(&item));
         }
+        true
+    }
+
+    /// Takes what is in the ring without waiting.
+    pub fn drain(&mut self, out: &mut Vec<Bytes>) {
+        while self.take_batch(out) {}
     }
 }

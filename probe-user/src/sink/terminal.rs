@@ -3,7 +3,10 @@
 
 mod death;
 mod layout;
+mod outstanding;
 mod pressure;
+mod skb;
+mod slab;
 pub mod story;
 mod triage;
 
@@ -69,6 +72,13 @@ pub fn render(event: &Event, colour: bool) -> String {
         Body::Triage(triage) => {
             triage::page(&mut page, &time, event.host.name.as_deref(), triage);
         }
+        Body::SkbHolders(held) => {
+            skb::page(&mut page, &time, event.host.name.as_deref(), held);
+        }
+        Body::SkbOutstanding(it) | Body::SlabOutstanding(it) => {
+            outstanding::page(&mut page, &time, event.host.name.as_deref(), it);
+        }
+        Body::SlabUsage(usage) => slab::page(&mut page, &time, event.host.name.as_deref(), usage),
         Body::ProbeStatus(status) => {
             let colour = if status.attached {
                 Colour::Dim

@@ -162,7 +162,13 @@ impl Collector {
                     gap.missing, gap.expected, gap.counter
                 ),
             ),
-            Body::Triage(_) | Body::ProbeStatus(_) | Body::Heartbeat(_) => {}
+            Body::Triage(_)
+            | Body::SkbHolders(_)
+            | Body::SlabUsage(_)
+            | Body::SkbOutstanding(_)
+            | Body::SlabOutstanding(_)
+            | Body::ProbeStatus(_)
+            | Body::Heartbeat(_) => {}
         }
     }
 

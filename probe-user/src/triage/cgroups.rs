@@ -55,7 +55,7 @@ pub(crate) struct Unit {
 
 impl Unit {
     /// As events name it.
-    pub(super) fn cgroup(&self) -> Cgroup {
+    pub(crate) fn cgroup(&self) -> Cgroup {
         Cgroup {
             id: Some(self.id),
             path: Some(text(&self.path)),

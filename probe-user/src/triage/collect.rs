@@ -40,7 +40,7 @@ pub(crate) struct Node {
     vmstat: Option<Vmstat>,
     places: Option<Places>,
     /// What could not be read so far, each thing once.
-    pub(super) not_read: Vec<NotRead>,
+    pub(crate) not_read: Vec<NotRead>,
 }
 
 impl Node {
@@ -96,7 +96,7 @@ impl Node {
     }
 
     /// The value, or a note of why there is none.
-    pub(super) fn told<T>(&mut self, result: Result<T, Error>) -> Option<T> {
+    pub(crate) fn told<T>(&mut self, result: Result<T, Error>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
             Err(error) => {
@@ -107,7 +107,7 @@ impl Node {
     }
 
     /// Notes that `what` could not be read.
-    pub(super) fn missing(&mut self, what: &str, why: &str) {
+    pub(crate) fn missing(&mut self, what: &str, why: &str) {
         if !self.not_read.iter().any(|other| other.what == what) {
             self.not_read.push(NotRead {
                 what: what.to_owned(),

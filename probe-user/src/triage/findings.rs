@@ -255,10 +255,15 @@ fn memory_short(triage: &Triage) -> Option<Finding> {
     Some(finding)
 }
 
+/// Whether so much slab cannot be given back that it is told.
+pub(super) fn is_slab_large(slab: u64, total: u64) -> bool {
+    slab > SLAB_BYTES && !below(slab, total, 10)
+}
+
 fn slab_unreclaimable(triage: &Triage) -> Option<Finding> {
     let memory = &triage.memory;
     let (total, slab) = (memory.total_bytes?, memory.slab_unreclaimable_bytes?);
-    if slab <= SLAB_BYTES || below(slab, total, 10) {
+    if !is_slab_large(slab, total) {
         return None;
     }
     let mut finding = warning(
@@ -282,17 +287,23 @@ fn slab_unreclaimable(triage: &Triage) -> Option<Finding> {
             .evidence
             .push(format!("biggest caches: {}", biggest.join(", ")));
     }
-    let first = memory.slab_caches.first();
-    if first.is_some_and(|cache| cache.name.starts_with("skbuff")) {
-        finding.next_steps.extend(steps(&[
-            "cat /proc/net/sockstat",
-            "ss -tuwxpmn | sort -k2 -rn | head -20",
-        ]));
+    let buffers = triage.socket_buffers.as_ref();
+    if let Some(buffers) = buffers
+        && let Some(objects) = buffers.slab_objects
+    {
+        let explained = buffers.explained_objects.unwrap_or(0);
+        finding.evidence.push(format!(
+            "{objects} socket buffers in use, {explained} of them in queues that were found, with {}",
+            bytes(buffers.explained_bytes)
+        ));
     }
-    finding.next_steps.extend(steps(&[
-        "slabtop -o -s c | head -20",
-        "grep -E 'Slab|SRecl|SUnrecl' /proc/meminfo",
-    ]));
+    let mut biggest = memory.slab_caches.iter().take(3);
+    if biggest.any(|cache| cache.name.starts_with("skbuff")) {
+        finding.next_steps.extend(steps(&["oomprobe skb"]));
+    }
+    finding
+        .next_steps
+        .extend(steps(&["oomprobe slab --duration 60s"]));
     Some(finding)
 }
 

@@ -1,8 +1,10 @@
 //! `oomprobe triage`: one look at the node, in the order in which an experienced person looks.
 //!
-//! Reads files only: no BPF program, and no privilege for most of it. Two looks some seconds apart
+//! Reads files, and needs no privilege for most of it; only where slab fills the node it looks for
+//! the sockets that hold it, with a BPF program. Two looks some seconds apart
 //! give rates; what was not read is told, so that silence about it is not taken for health.
 
+mod buffers;
 pub(crate) mod cgroups;
 pub(crate) mod collect;
 mod disks;
@@ -18,8 +20,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use crate::event::{Body, ConntrackTable, Event, Host, SlabCache, Time, Triage, text};
+use crate::event::{Body, ConntrackTable, Event, Host, SlabCache, Time, Triage};
 use crate::identity::names::Resolver;
+use crate::incident::balance;
 use crate::incident::who::Identities;
 use crate::node::clock::{BootClock, boot_ns};
 use crate::node::{Error, host, slabinfo, sysctl};
@@ -49,6 +52,7 @@ pub async fn run(options: &Options) -> Result<Event, Error> {
     let proc = options.host_root.join("proc");
     let mut node = collect::Node::open(&options.host_root);
     let mut first = node.look()?;
+    let (slab, total) = (first.node.slab_unreclaimable_bytes, first.node.total_bytes);
     let start = Instant::now();
     let end = start + options.duration;
     let resolver = Rc::new(Resolver::new(
@@ -63,7 +67,11 @@ pub async fn run(options: &Options) -> Result<Event, Error> {
         }
         sleep_until(end).await;
     };
-    let (_, ()) = tokio::join!(resolver.warm(end), between);
+    let (_, (), held) = tokio::join!(
+        resolver.warm(end),
+        between,
+        buffers::look(options, slab, total),
+    );
     let second = node.look()?;
 
     let mut triage = report::compare(&first, &second, options.top);
@@ -75,6 +83,15 @@ pub async fn run(options: &Options) -> Result<Event, Error> {
     triage.disks = disks::read(&options.host_root, &mut node);
     let log = kills::recent(&options.host_root.join("dev/kmsg"));
     triage.oom.recent = node.told(log).unwrap_or_default();
+    let mut of_buffers = Vec::new();
+    match held {
+        Some(Ok(held)) => {
+            of_buffers = held.findings;
+            triage.socket_buffers = Some(held.balance);
+        }
+        Some(Err(why)) => node.missing("sockets", &why),
+        None => {}
+    }
     triage.not_read = node.not_read;
 
     let from_env = std::env::var("NODE_NAME").ok();
@@ -84,6 +101,7 @@ pub async fn run(options: &Options) -> Result<Event, Error> {
     found.extend(
         pressure::findings(&first, &second, &HashMap::new(), &resolver, name.as_deref()).await,
     );
+    found.extend(of_buffers);
     triage.findings = findings::ranked(found);
     triage.healthy = triage.findings.is_empty();
 
@@ -109,13 +127,7 @@ pub async fn run(options: &Options) -> Result<Event, Error> {
 fn slab_caches(node: &mut collect::Node, proc: &Path) -> Vec<SlabCache> {
     let caches = node.told(slabinfo::read(proc)).unwrap_or_default();
     let biggest = caches.into_iter().take(SLAB_CACHES);
-    biggest
-        .map(|cache| SlabCache {
-            name: text(&cache.name),
-            bytes: cache.bytes,
-            objects: cache.objects,
-        })
-        .collect()
+    biggest.map(|cache| balance::slab_cache(&cache)).collect()
 }
 
 fn conntrack(node: &mut collect::Node, proc: &Path) -> Option<ConntrackTable> {

@@ -3,8 +3,8 @@
 use super::{lead_up, less_sure, share, unknown};
 use crate::event::label::{self, bytes, percent};
 use crate::event::{
-    AllocPath, Candidate, Cause, Confidence, MemorySource, OomKill, Outcome, Role, Rss, Scope,
-    Victim,
+    AllocPath, Candidate, Cause, Confidence, KernelBalance, MemorySource, OomKill, Outcome, Role,
+    Rss, Scope, Victim,
 };
 
 /// What filled the memory, and what says so.
@@ -359,6 +359,17 @@ fn path_hint(kill: &OomKill) -> Option<(Cause, &'static str)> {
     }
 }
 
+/// Memory of the kernel itself that is neither slab nor stacks nor page tables.
+fn beside_slab(kernel: &KernelBalance) -> u64 {
+    // Counters that moved while they were read are no memory.
+    let unaccounted = kernel.unaccounted_bytes.max(0).unsigned_abs();
+    kernel
+        .percpu_bytes
+        .into_iter()
+        .chain([kernel.vmalloc_bytes, unaccounted])
+        .fold(0, u64::saturating_add)
+}
+
 fn node(kill: &OomKill, evidence: &mut Vec<String>) -> Judgement {
     let node = &kill.node;
     let freed = {
@@ -375,6 +386,7 @@ fn node(kill: &OomKill, evidence: &mut Vec<String>) -> Judgement {
             .into_iter()
             .chain(node.kernel_stack_bytes)
             .chain(node.page_tables_bytes)
+            .chain(node.kernel.as_ref().map(beside_slab))
             .fold(0, u64::saturating_add);
         if kernel > total / 5 * 2 {
             let reason = format!("{} of the node is kernel memory", of_node(kernel));

@@ -7,17 +7,21 @@
 
 mod choice;
 pub mod death;
+pub mod holders;
 mod jvm;
 mod kubernetes;
 mod lead_up;
 mod makeup;
 pub mod pressure;
+pub mod queues;
 mod steps;
 
 pub(crate) use steps::quote;
 
 use crate::event::label::{self, bytes, percent};
-use crate::event::{AllocPath, Cause, Confidence, LimitLevel, OomKill, Outcome, Scope, Verdict};
+use crate::event::{
+    AllocPath, Cause, Confidence, KernelBalance, LimitLevel, OomKill, Outcome, Scope, Verdict,
+};
 use makeup::Makeup;
 
 /// Explains an OOM kill. `kill.verdict` is not read.
@@ -229,6 +233,22 @@ fn node_evidence(kill: &OomKill) -> Vec<String> {
             "node slab: {} unreclaimable, {} reclaimable",
             bytes(unreclaimable),
             bytes(reclaimable)
+        ));
+    }
+    let biggest = node.slab_caches.iter().take(3);
+    let biggest: Vec<String> = biggest
+        .map(|cache| format!("{} {}", cache.name, bytes(cache.bytes)))
+        .collect();
+    if !biggest.is_empty() {
+        evidence.push(format!("biggest slab caches: {}", biggest.join(", ")));
+    }
+    let noise = |kernel: &KernelBalance| i64::try_from(kernel.noise_bytes).unwrap_or(i64::MAX);
+    if let Some(kernel) = &node.kernel
+        && kernel.unaccounted_bytes > noise(kernel)
+    {
+        evidence.push(format!(
+            "{} are pages of the kernel that no counter names (buffers of drivers and the like)",
+            bytes(kernel.unaccounted_bytes.unsigned_abs())
         ));
     }
     match (node.swap_total_bytes, node.swap_free_bytes) {

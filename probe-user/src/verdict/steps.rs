@@ -39,11 +39,19 @@ fn by_cause(kill: &OomKill, cause: Cause, k8s: Option<&K8s>) -> Option<String> {
     let exec = |command: &str| Target::of(k8s?)?.exec(command);
     match cause {
         Cause::Tmpfs => exec("df -h").or_else(|| Some("df -h -t tmpfs".to_owned())),
+        Cause::KernelMemory if has_buffers(kill) => Some("oomprobe skb".to_owned()),
+        Cause::KernelMemory if kill.scope == Scope::Node => Some("oomprobe slab".to_owned()),
         Cause::KernelMemory => Some("slabtop -o -s c | head -20".to_owned()),
         Cause::Sockets => exec("cat /proc/net/sockstat").or_else(|| Some("ss -tumn".to_owned())),
         Cause::PageCache => memory_stat(kill),
         _ => None,
     }
+}
+
+/// Whether socket buffers are among the biggest of the node's slab caches.
+fn has_buffers(kill: &OomKill) -> bool {
+    let mut biggest = kill.node.slab_caches.iter().take(3);
+    biggest.any(|cache| cache.name.starts_with("skbuff"))
 }
 
 fn node_wide(kill: &OomKill, cause: Cause, k8s: Option<&K8s>) -> Vec<String> {

@@ -12,9 +12,12 @@ use oomprobe::verdict;
 
 mod death;
 mod pressure;
+pub(crate) mod skb;
 
 pub(crate) use death::deaths;
 pub(crate) use pressure::pressure;
+pub(crate) mod outstanding;
+pub(crate) mod slab;
 #[path = "triage_samples.rs"]
 pub(crate) mod triage;
 
@@ -499,5 +502,8 @@ pub(crate) fn all() -> Vec<Event> {
         .chain(pressure())
         .chain(deaths().into_iter().map(|(_, event)| event))
         .chain([triage::ill(), triage::healthy(), triage::hostile()])
+        .chain([skb::held(), skb::nothing(), skb::hostile()])
+        .chain([slab::ill(), slab::hostile()])
+        .chain([outstanding::skb(), outstanding::slab()])
         .collect()
 }

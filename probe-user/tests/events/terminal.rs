@@ -55,11 +55,27 @@ fn deaths() {
 }
 
 #[test]
+fn slab() {
+    for (name, event) in [
+        ("slab_ill", samples::slab::ill()),
+        ("slab_hostile", samples::slab::hostile()),
+        ("skb_outstanding", samples::outstanding::skb()),
+        ("slab_outstanding", samples::outstanding::slab()),
+    ] {
+        let path = format!("probe-user/tests/events/golden/{name}.txt");
+        assert_committed(&path, &render(&event, false));
+    }
+}
+
+#[test]
 fn triage() {
     for (name, event) in [
         ("triage_ill", samples::triage::ill()),
         ("triage_healthy", samples::triage::healthy()),
         ("triage_hostile", samples::triage::hostile()),
+        ("skb_held", samples::skb::held()),
+        ("skb_nothing", samples::skb::nothing()),
+        ("skb_hostile", samples::skb::hostile()),
     ] {
         let path = format!("probe-user/tests/events/golden/{name}.txt");
         assert_committed(&path, &render(&event, false));
@@ -95,6 +111,8 @@ fn every_event_fits_the_screen() {
             "process_death" => 13,
             "leak_suspect" => 3,
             "triage" => 70,
+            "skb_holders" => 45,
+            "slab_usage" | "skb_outstanding" | "slab_outstanding" => 50,
             _ => 2,
         };
         assert!(lines.len() <= most, "{} lines:\n{text}", lines.len());

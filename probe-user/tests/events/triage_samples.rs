@@ -100,6 +100,7 @@ fn look() -> Triage {
             blocked: Some(0),
             throttled: vec![],
         },
+        socket_buffers: None,
         oom: OomHistory {
             kills_since_boot: Some(0),
             kills_now: Some(0),

@@ -276,7 +276,7 @@ fn node_cases() -> Vec<Case> {
                 kill.node.slab_unreclaimable_bytes = Some(10 * GIB);
             }),
             LIKELY(Cause::KernelMemory),
-            &["63 % of the node is kernel memory", "slabtop"],
+            &["63 % of the node is kernel memory", "oomprobe slab"],
         ),
         case(
             "node full of tmpfs",

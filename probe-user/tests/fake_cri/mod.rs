@@ -25,6 +25,8 @@ pub(crate) enum Manner {
     Hangs,
     /// Speaks HTTP/2 and never answers a call.
     HangsInCall,
+    /// Never answers what sandboxes there are, but all else.
+    HangsOnSandboxes,
     /// Sends bytes that are no HTTP/2.
     Garbage,
     /// Closes at once.
@@ -158,6 +160,9 @@ async fn call(
         _ => {}
     }
     let method = request.uri().path().to_owned();
+    if manner == Manner::HangsOnSandboxes && method.ends_with("/ListPodSandbox") {
+        return std::future::pending().await;
+    }
     let mut body = request.into_body();
     let mut question = Vec::new();
     while let Some(Ok(data)) = body.data().await {

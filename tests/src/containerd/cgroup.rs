@@ -50,6 +50,21 @@ impl PodCgroup {
         &self.path
     }
 
+    /// Memory that is charged to it, kernel memory included.
+    pub(crate) fn memory_bytes(&self) -> Result<u64> {
+        let hierarchy = self.hierarchies.iter().find(|one| one.memory);
+        let hierarchy = hierarchy.context("no memory controller")?;
+        let name = if hierarchy.v2 {
+            "memory.current"
+        } else {
+            "memory.usage_in_bytes"
+        };
+        let file = hierarchy.at(&self.path).join(name);
+        let text = fs::read_to_string(&file);
+        let text = text.with_context(|| format!("cannot read {}", file.display()))?;
+        text.trim().parse().context(name)
+    }
+
     fn directories(&self) -> impl Iterator<Item = PathBuf> {
         self.hierarchies.iter().map(|one| one.at(&self.path))
     }

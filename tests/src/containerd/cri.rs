@@ -170,14 +170,21 @@ impl Cri {
         Ok(listed.collect())
     }
 
-    pub(crate) fn exec_sync(&self, id: &str, command: &[&str]) -> Result<ExecOutput> {
+    /// Kills the command and fails once `timeout` (whole seconds, 0 is none) is over.
+    pub(crate) fn exec_sync(
+        &self,
+        id: &str,
+        command: &[&str],
+        timeout: Duration,
+    ) -> Result<ExecOutput> {
         let request = proto::ExecSyncRequest {
             container_id: id.into(),
             cmd: command.iter().map(ToString::to_string).collect(),
-            timeout: 0,
+            timeout: i64::try_from(timeout.as_secs())?,
         };
+        let path = "/runtime.v1.RuntimeService/ExecSync";
         let answer: proto::ExecSyncResponse =
-            self.call("/runtime.v1.RuntimeService/ExecSync", request)?;
+            self.call_within(path, request, CALL_DEADLINE + timeout)?;
         Ok(ExecOutput {
             exit_code: answer.exit_code,
             stdout: answer.stdout,

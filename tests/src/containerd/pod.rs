@@ -15,12 +15,13 @@ use super::cri::{ContainerStatus, Cri, ExecOutput};
 use super::image::IMAGE;
 use super::logs::PodLogs;
 use super::proto::{
-    ContainerConfig, ContainerMetadata, ContainerState, ImageSpec, LinuxContainerConfig,
-    LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
-    PodSandboxMetadata,
+    Capability, ContainerConfig, ContainerMetadata, ContainerState, ImageSpec,
+    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
+    PodSandboxConfig, PodSandboxMetadata,
 };
 use crate::deadline::{soon, until};
+use crate::meminfo;
 
 /// Period of the CPU bandwidth controller, microseconds: the kubelet's default.
 const CPU_PERIOD_US: i64 = 100_000;
@@ -45,6 +46,7 @@ pub struct ContainerSpec {
     memory_request_bytes: Option<u64>,
     memory_limit_bytes: Option<u64>,
     cpu_limit_millis: Option<u32>,
+    capabilities: Vec<String>,
 }
 
 impl ContainerSpec {
@@ -75,6 +77,13 @@ impl ContainerSpec {
     #[must_use]
     pub fn cpu_limit_millis(mut self, millis: u32) -> Self {
         self.cpu_limit_millis = Some(millis);
+        self
+    }
+
+    /// Gives it a capability beside those that all containers have, as `NET_ADMIN`.
+    #[must_use]
+    pub fn capability(mut self, name: &str) -> Self {
+        self.capabilities.push(name.into());
         self
     }
 
@@ -268,6 +277,11 @@ impl Pod {
         self.cgroup.path()
     }
 
+    /// Memory that is charged to it, kernel memory included.
+    pub fn memory_bytes(&self) -> Result<u64> {
+        self.cgroup.memory_bytes()
+    }
+
     /// Creates and starts a container of the specification, once more if it ran before: the next
     /// attempt in the same sandbox is how the kubelet restarts a container.
     pub fn start(&mut self, name: &str) -> Result<Container> {
@@ -360,7 +374,7 @@ impl Pod {
         let mut labels = self.labels();
         labels.insert("io.kubernetes.container.name".into(), spec.name.clone());
         let mut resources = LinuxContainerResources {
-            oom_score_adj: self.qos.oom_score_adj(spec, node_memory_bytes()?),
+            oom_score_adj: self.qos.oom_score_adj(spec, meminfo::bytes("MemTotal")?),
             ..LinuxContainerResources::default()
         };
         if let Some(bytes) = spec.memory_limit_bytes {
@@ -394,6 +408,9 @@ impl Pod {
             linux: Some(LinuxContainerConfig {
                 resources: Some(resources),
                 security_context: Some(LinuxContainerSecurityContext {
+                    capabilities: Some(Capability {
+                        add_capabilities: spec.capabilities.clone(),
+                    }),
                     namespace_options: Some(self.spec.namespaces()),
                 }),
             }),
@@ -456,7 +473,13 @@ impl Container {
 
     /// Runs a command in it, to its end.
     pub fn exec(&self, command: &[&str]) -> Result<ExecOutput> {
-        self.cri.exec_sync(&self.id, command)
+        self.cri.exec_sync(&self.id, command, Duration::ZERO)
+    }
+
+    /// Runs a command in it as the kubelet runs an exec probe: it is killed, and this fails, after
+    /// `timeout` (whole seconds).
+    pub fn probe(&self, command: &[&str], timeout: Duration) -> Result<ExecOutput> {
+        self.cri.exec_sync(&self.id, command, timeout)
     }
 
     /// SIGTERM, then SIGKILL after `grace` (whole seconds).
@@ -468,14 +491,4 @@ impl Container {
     pub fn remove(self) -> Result<()> {
         self.cri.remove_container(&self.id)
     }
-}
-
-fn node_memory_bytes() -> Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib: u64 = line
-        .and_then(|rest| rest.trim().strip_suffix(" kB"))
-        .context("/proc/meminfo has no MemTotal")?
-        .parse()?;
-    Ok(kib * 1024)
 }

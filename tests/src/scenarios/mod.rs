@@ -3,10 +3,12 @@
 mod daemon;
 mod deaths;
 mod findings;
+mod leaks;
 mod limits;
 mod memory;
 mod node;
 mod pressure;
+mod tracking;
 mod victims;
 
 use crate::scenario::Scenario;
@@ -28,8 +30,10 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
         node::ALL,
         pressure::ALL,
         findings::ALL,
+        tracking::ALL,
     ]
     .into_iter()
     .flatten()
     .chain(deaths::all())
+    .chain(leaks::all())
 }

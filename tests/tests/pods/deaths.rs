@@ -33,7 +33,7 @@ pub(super) const ALL: [(&str, TraceTest); 13] = [
 ];
 
 /// Says that it runs; ends with 0 when asked to.
-const POLITE: &[&str] = &[
+pub(super) const POLITE: &[&str] = &[
     "/bin/sh",
     "-c",
     "trap 'exit 0' TERM; echo idle; while :; do sleep 0.05; done",
@@ -49,7 +49,7 @@ const LINGERING: &[&str] = &[
 /// A program that ends as told. Nobody may lower the score that a container has.
 const END: &[&str] = &["/bin/oomprobe-hog", "--oom-score-adj", "1000"];
 
-const SHIM: &str = "containerd-shim";
+pub(super) const SHIM: &str = "containerd-shim";
 
 /// A pod of one container that runs `command`.
 fn pod(containerd: &Containerd, name: &str, command: &[&str]) -> Result<Pod> {
@@ -69,7 +69,7 @@ pub(super) fn end_of(tracer: &Tracer, container: &str) -> Result<Value> {
 }
 
 /// Compares with what containerd says, and with the cause it must have.
-fn check(event: &Value, status: &ContainerStatus, causes: &[&str]) -> Result<()> {
+pub(super) fn check(event: &Value, status: &ContainerStatus, causes: &[&str]) -> Result<()> {
     let compare = || {
         equal(event, "exit_code", status.exit_code)?;
         equal(event, "runtime.exit_code", status.exit_code)?;

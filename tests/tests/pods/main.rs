@@ -5,6 +5,8 @@
 //! `cargo xtask test` sets it.
 
 mod deaths;
+mod leaks;
+mod stops;
 mod story;
 
 use std::fs;
@@ -77,7 +79,12 @@ fn trials(containerd: &SharedContainerd, probe: &Path) -> Vec<Trial> {
         let containerd = containerd.clone();
         Trial::test(name, move || within(&containerd, test))
     });
-    let traced = traced.into_iter().chain(deaths::ALL).chain(story::ALL);
+    let traced = traced
+        .into_iter()
+        .chain(deaths::ALL)
+        .chain(stops::ALL)
+        .chain(story::ALL)
+        .chain(leaks::ALL);
     let traced = traced.map(|(name, test)| {
         let containerd = containerd.clone();
         let probe = probe.to_path_buf();
@@ -354,9 +361,14 @@ fn assert_scope(event: &Value, kill: &Summary) {
 
 /// A tracer that asks this containerd for names.
 fn trace(containerd: &Containerd, probe: &Path) -> Result<Tracer> {
+    trace_with(containerd, probe, &[])
+}
+
+/// The same, with further arguments.
+fn trace_with(containerd: &Containerd, probe: &Path, arguments: &[&str]) -> Result<Tracer> {
     let socket = containerd.socket();
     let socket = socket.to_str().context("the socket's path is not UTF-8")?;
-    Tracer::start(probe, &["--cri-socket", socket])
+    Tracer::start(probe, &[&["--cri-socket", socket], arguments].concat())
 }
 
 /// The kill in this container.

@@ -31,13 +31,19 @@ pub(super) fn oomprobe(program: &Path) -> Result<Installed> {
 
 /// Makes sure that bpftrace is there and that its script works on this kernel.
 pub(super) fn bpftrace(programs: Programs<'_>) -> Result<Installed> {
+    let installed = installed_bpftrace()?;
+    Tool::start_up_ms(programs, Kind::Bpftrace)?;
+    Ok(installed)
+}
+
+/// Makes sure that bpftrace is there.
+pub(super) fn installed_bpftrace() -> Result<Installed> {
     let packages = ["bpftrace", "bpftool"].map(|name| Package {
         program: name,
         package: name,
     });
     debian::ensure_installed("compare with another tracer", &packages)?;
     let found = cmd::find_in_path("bpftrace").context("bpftrace is not in PATH")?;
-    Tool::start_up_ms(programs, Kind::Bpftrace)?;
     Ok(Installed {
         version: version(&found)?,
         size_bytes: size_with_libraries(&found)?,

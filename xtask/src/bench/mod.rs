@@ -11,6 +11,7 @@ mod oom;
 mod pressure;
 mod process;
 mod programs;
+mod skb;
 mod slowdown;
 mod stats;
 mod table;
@@ -20,8 +21,11 @@ mod worker;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
+use crate::cache::Cache;
+
 pub(crate) use death::forks::{ForksArgs, work as fork_and_exit};
 pub(crate) use pressure::load::{LoadArgs, work};
+pub(crate) use skb::traffic::{TrafficArgs, work as pass_traffic};
 
 /// What to measure.
 #[derive(Debug, Args)]
@@ -39,13 +43,17 @@ enum What {
     Pressure(pressure::PressureArgs),
     /// Process deaths: slowdown of a loop of fork and exit, BPF run time, beside bpftrace
     Death(death::DeathArgs),
+    /// Socket buffers: throughput while they are followed, what is missed, and the time it takes to
+    /// find who holds them, beside bpftrace and memleak
+    Skb(skb::SkbArgs),
 }
 
 /// Runs the benchmark that was asked for.
-pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+pub(crate) fn run(cache: &Cache, args: &BenchArgs) -> Result<()> {
     match &args.what {
         What::Oom(args) => oom::run(args),
         What::Pressure(args) => pressure::run(args),
         What::Death(args) => death::run(args),
+        What::Skb(args) => skb::run(cache, args),
     }
 }

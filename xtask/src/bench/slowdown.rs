@@ -1,7 +1,7 @@
 //! How much longer the same work takes with a tool than with nothing.
 //!
-//! The speed of a shared machine drifts, so each cycle is compared within itself: nothing, one tool,
-//! the other, nothing again. The two parts with nothing tell how much of a difference is noise.
+//! The speed of a shared machine drifts, so each cycle is compared within itself: nothing, one tool
+//! after the other, nothing again. The two parts with nothing tell how much of a difference is noise.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,6 @@ use anyhow::{Context as _, Result};
 
 use super::{
     stats::Samples,
-    tool::{Kind, Programs, Tool},
     worker::{Took, Worker},
 };
 
@@ -58,22 +57,22 @@ pub(super) enum Part {
     Last,
 }
 
-/// Runs the cycles; `measure` does the work of a part.
-pub(super) fn compare(
+/// Runs the cycles: `start` gives a tool that is at work until it is dropped, `measure` does the work
+/// of a part.
+pub(super) fn compare<K: Copy + Ord, T>(
     cycles: u32,
-    mut tools: Vec<Kind>,
-    programs: Programs<'_>,
+    mut tools: Vec<K>,
+    mut start: impl FnMut(K) -> Result<T>,
     mut measure: impl FnMut(Part) -> Result<Took>,
-) -> Result<(Nothing, BTreeMap<Kind, Slowdown>)> {
+) -> Result<(Nothing, BTreeMap<K, Slowdown>)> {
     let mut nothing = Vec::new();
     let mut again = Vec::new();
-    let mut ratios: BTreeMap<Kind, Vec<Took>> = BTreeMap::new();
+    let mut ratios: BTreeMap<K, Vec<Took>> = BTreeMap::new();
     for _ in 0..cycles {
         let first = measure(Part::First)?;
         let mut traced = Vec::new();
         for kind in &tools {
-            let mut tool = Tool::start(programs, *kind)?;
-            tool.ready()?;
+            let _tool = start(*kind)?;
             traced.push((*kind, measure(Part::Traced)?));
         }
         let last = measure(Part::Last)?;

@@ -13,6 +13,11 @@ impl FromIterator<f64> for Samples {
 }
 
 impl Samples {
+    /// The same quantity in another unit.
+    pub(super) fn map(&self, convert: impl Fn(f64) -> f64) -> Self {
+        self.0.iter().copied().map(convert).collect()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }

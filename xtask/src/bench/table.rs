@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::{Result, Write as _},
+    fmt::{Display, Result, Write as _},
 };
 
 use super::{
@@ -56,10 +56,47 @@ pub(super) const fn row<F>(
 }
 
 /// A figure and how far it may be off.
-#[derive(Clone, Copy)]
-struct Figure {
-    value: f64,
-    error: f64,
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Figure {
+    pub(super) value: f64,
+    pub(super) error: f64,
+}
+
+const MET: &str = "met";
+const NOISE: &str = "in the noise";
+const NOT_MET: &str = "**not met**";
+
+impl Figure {
+    /// A figure that has no error worth mentioning.
+    pub(super) const fn exact(value: f64) -> Self {
+        Self { value, error: 0.0 }
+    }
+
+    /// Whether it is below a limit, as far as both are known.
+    pub(super) fn is_below(self, limit: Self) -> &'static str {
+        if (limit.value - self.value).abs() < limit.error.hypot(self.error) {
+            NOISE
+        } else if self.value < limit.value {
+            MET
+        } else {
+            NOT_MET
+        }
+    }
+
+    /// Whether it is not above a limit, likewise.
+    pub(super) fn is_at_most(self, limit: Self) -> &'static str {
+        match self.is_below(limit) {
+            NOT_MET if self.value.total_cmp(&limit.value).is_eq() => MET,
+            judged => judged,
+        }
+    }
+}
+
+/// What is said of several comparisons: the worst; nothing of none.
+pub(super) fn worst(judged: &[&'static str]) -> &'static str {
+    let by_severity = [NOT_MET, NOISE, MET];
+    let worst = by_severity.into_iter().find(|word| judged.contains(word));
+    worst.unwrap_or_default()
 }
 
 /// Lines that no tool has a figure for are left out.
@@ -104,7 +141,7 @@ fn judge<F>(row: &Row<F>, ours: Figure, other: Option<Figure>) -> (String, &'sta
     let mut met = Vec::new();
     for target in row.targets {
         let (words, limit) = match *target {
-            Target::Below(value) => (format!("< {value}"), Some(Figure { value, error: 0.0 })),
+            Target::Below(value) => (format!("< {value}"), Some(Figure::exact(value))),
             Target::OfBpftrace(part) => (
                 match part {
                     1.0 => "≤ bpftrace's".to_owned(),
@@ -116,26 +153,16 @@ fn judge<F>(row: &Row<F>, ours: Figure, other: Option<Figure>) -> (String, &'sta
                 }),
             ),
         };
-        let met_here = limit.map(|limit| {
-            if (limit.value - ours.value).abs() < limit.error.hypot(ours.error) {
-                "in the noise"
-            } else if ours.value < limit.value
-                || (matches!(target, Target::OfBpftrace(_)) && ours.value <= limit.value)
-            {
-                "met"
-            } else {
-                "**not met**"
-            }
-        });
         said.push(words);
-        met.extend(met_here);
+        met.extend(limit.map(|limit| match target {
+            Target::Below(_) => ours.is_below(limit),
+            Target::OfBpftrace(_) => ours.is_at_most(limit),
+        }));
     }
-    let worst = ["**not met**", "in the noise", "met"];
-    let met = worst.into_iter().find(|word| met.contains(word));
-    (said.join(", "), met.unwrap_or_default())
+    (said.join(", "), worst(&met))
 }
 
-fn shown(figure: Option<Figure>) -> String {
+pub(super) fn shown(figure: Option<Figure>) -> String {
     match figure {
         Some(Figure { value, error }) if error > 0.0 => {
             format!("{} ± {}", number(Some(value)), number(Some(error)))
@@ -177,7 +204,7 @@ fn spread(text: &mut String, what: &str, samples: &Samples) -> Result {
 /// What each BPF program of a tool cost, for each of `times` that `what` happened.
 pub(super) fn programs(
     text: &mut String,
-    kind: Kind,
+    tool: impl Display,
     programs: &[Ran],
     what: &str,
     times: u64,
@@ -185,7 +212,7 @@ pub(super) fn programs(
     if programs.is_empty() || times == 0 {
         return Ok(());
     }
-    writeln!(text, "\n#### BPF programs of {kind}\n")?;
+    writeln!(text, "\n#### BPF programs of {tool}\n")?;
     writeln!(
         text,
         "| program | runs per {what} | µs per run |\n|---|--:|--:|"

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsStr,
     fmt,
     fs::File,
     io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _},
@@ -19,9 +20,9 @@ use super::process;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What bpftrace's command says when the script is attached.
-const ATTACHED: &str = "attached\n";
+pub(super) const ATTACHED: &str = "attached\n";
 
-/// Where bpftrace looks for tracepoints.
+/// Where tools look for tracepoints.
 const EVENTS: &str = "/sys/kernel/tracing/events";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,18 +82,27 @@ impl Programs<'_> {
     }
 }
 
-fn bpftrace(script: &str) -> Command {
-    let mut command = if Path::new(EVENTS).is_dir() {
-        Command::new("bpftrace")
-    } else {
-        // bpftrace needs tracefs, oomprobe does not: mounted for bpftrace alone.
-        let mut unshare = Command::new("unshare");
-        unshare.args(["--mount", "sh", "-c"]).args([
-            "mount -t tracefs tracefs /sys/kernel/tracing && exec bpftrace \"$@\"",
+/// A command for a tool that needs tracefs, which oomprobe does not: where it is not mounted, it is for
+/// this tool alone.
+pub(super) fn with_tracefs(program: impl AsRef<OsStr>) -> Command {
+    if Path::new(EVENTS).is_dir() {
+        return Command::new(program);
+    }
+    let mut unshare = Command::new("unshare");
+    unshare
+        .args(["--mount", "sh", "-c"])
+        .args([
+            "mount -t tracefs tracefs /sys/kernel/tracing && exec \"$@\"",
             "sh",
-        ]);
-        unshare
-    };
+        ])
+        .arg(program);
+    unshare
+}
+
+/// bpftrace with a script; says [`ATTACHED`] once that is written to its stdin, and ends when that is
+/// closed.
+pub(super) fn bpftrace(script: &str) -> Command {
+    let mut command = with_tracefs("bpftrace");
     // It has no line of its own for "attached": a command it starts then passes on what waits for
     // it, and goes when the pipe is closed.
     command.args(["-c", "/bin/cat", "-e", script]);
@@ -114,6 +124,13 @@ impl Tool {
     /// Starts a tool.
     pub(super) fn start(programs: Programs<'_>, kind: Kind) -> Result<Self> {
         Self::spawn(programs.command(kind), kind)
+    }
+
+    /// Starts a tool and waits until it is attached.
+    pub(super) fn attached(programs: Programs<'_>, kind: Kind) -> Result<Self> {
+        let mut tool = Self::start(programs, kind)?;
+        tool.ready()?;
+        Ok(tool)
     }
 
     /// How long a tool takes from being started to being attached, ms. It is ended then.

@@ -42,6 +42,10 @@ impl Worker {
         })
     }
 
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Has it do this much work and waits for the end of it.
     pub(super) fn round(&mut self, amount: u64) -> Result<Took> {
         writeln!(self.stdin, "{amount}").context("workload")?;

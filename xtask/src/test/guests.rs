@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -41,6 +43,16 @@ struct Scenario {
     slow: bool,
 }
 
+impl Scenario {
+    /// How many processors its guest must have, if that is more than usual.
+    fn processors(&self) -> Option<u32> {
+        self.needs.iter().find_map(|need| {
+            let count = need.strip_prefix("Processors(")?.strip_suffix(')')?;
+            count.parse().ok()
+        })
+    }
+}
+
 /// A line of `oomprobe-scenarios run`.
 #[derive(Debug, Deserialize)]
 struct Report {
@@ -66,46 +78,79 @@ struct Boot<'a> {
     machine: Machine,
 }
 
-/// Runs the scenarios, or only `wanted` ones, in guests of `kernels`.
+/// Runs the scenarios, or only `wanted` ones, in guests of `kernels`, `jobs` of them at a time.
 pub(super) fn run(
     cache: &Cache,
     workspace: &Workspace,
     oomprobe: &Path,
     kernels: &[String],
     wanted: &[String],
+    jobs: usize,
 ) -> Result<Tally> {
     let directory = programs::directory(workspace)?;
-    // The default kernels are what every change is tested on.
-    let is_default = kernels.iter().all(|kernel| kernel == "default");
+    // The slow ones would make all kernels take hours: they run where they or a kernel are named.
+    let is_set = |kernel: &String| ["default", "all"].contains(&kernel.as_str());
+    let with_slow = !wanted.is_empty() || !kernels.iter().all(is_set);
     let mut scenarios = list(&directory, wanted)?;
-    scenarios.retain(|scenario| !scenario.slow || !is_default || !wanted.is_empty());
+    scenarios.retain(|scenario| !scenario.slow || with_slow);
     let vm = Vm::prepare()?;
     let matrix = Matrix::load()?;
     let packaged = packaged(cache, &scenarios);
+    let files: Vec<PathBuf> = [oomprobe.to_owned()]
+        .into_iter()
+        .chain(PROGRAMS.map(|program| directory.join(program)))
+        .collect();
+    // All are fetched first: what cannot be had shows before an hour of guests.
+    let guests = names(&matrix, kernels)
+        .iter()
+        .map(|name| {
+            Ok(Guests {
+                vm: &vm,
+                kernel: matrix.kernel(cache, name)?,
+                files: files.clone(),
+                packaged: packaged.clone(),
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(side_by_side(&guests, &boots(&scenarios), jobs))
+}
+
+/// Runs `boots` on each kernel, one after the other, `jobs` kernels at a time.
+fn side_by_side(guests: &[Guests<'_>], boots: &[Boot<'_>], jobs: usize) -> Tally {
+    let next = Mutex::new(guests.iter());
+    let take = || next.lock().unwrap_or_else(PoisonError::into_inner).next();
     let mut tally = Tally::default();
-    for name in names(&matrix, kernels) {
-        let guests = Guests {
-            vm: &vm,
-            kernel: matrix.kernel(cache, &name)?,
-            files: [oomprobe.to_owned()]
-                .into_iter()
-                .chain(PROGRAMS.map(|program| directory.join(program)))
-                .collect(),
-            packaged: packaged.clone(),
-        };
-        for boot in boots(&scenarios) {
-            tally.add(guests.run(&boot));
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs.clamp(1, guests.len().max(1)))
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut tally = Tally::default();
+                    while let Some(guests) = take() {
+                        for boot in boots {
+                            tally.add(guests.run(boot));
+                        }
+                    }
+                    tally
+                })
+            })
+            .collect();
+        for worker in workers {
+            tally.add(worker.join().unwrap_or_else(|_| {
+                let rerun = "cargo xtask test --only guests";
+                Tally::check("guests", rerun, Err(anyhow!("a worker panicked")))
+            }));
         }
-    }
-    Ok(tally)
+    });
+    tally
 }
 
 /// Programs of the test crate that run in a guest.
 const PROGRAMS: [&str; 2] = ["oomprobe-scenarios", "oomprobe-hog"];
 
 /// Programs that scenarios need, by their path in the guest, and their Debian packages.
-const PACKAGED: [(&str, &str); 2] = [
+const PACKAGED: [(&str, &str); 3] = [
     ("/usr/bin/earlyoom", "earlyoom"),
+    ("/usr/sbin/nohang", "nohang"),
     ("/lib/systemd/systemd-oomd", "systemd-oomd"),
 ];
 
@@ -184,6 +229,7 @@ fn boots(scenarios: &[Scenario]) -> Vec<Boot<'_>> {
         scenarios: vec![scenario],
         machine: Machine {
             memory_mib: SMALL_MIB,
+            cpus: scenario.processors().unwrap_or(Machine::default().cpus),
             numa_nodes: if scenario.needs.contains("SecondNode") {
                 2
             } else {
@@ -213,8 +259,9 @@ impl Guests<'_> {
         status(
             "Booting",
             format_args!(
-                "{label}, {} MiB, {} NUMA node(s): {} scenario(s)",
+                "{label}, {} MiB, {} processors, {} NUMA node(s): {} scenario(s)",
                 boot.machine.memory_mib,
+                boot.machine.cpus,
                 boot.machine.numa_nodes,
                 boot.scenarios.len()
             ),
@@ -234,11 +281,14 @@ impl Guests<'_> {
             Ok(status) => Some(format!("oomprobe-scenarios: {status}")),
         };
         let mut tally = Tally::default();
-        for report in &results.reports {
+        for (number, report) in results.reports.iter().enumerate() {
             match report.outcome {
                 Outcome::Passed => tally.passed += 1,
                 Outcome::Skipped => tally.skipped += 1,
-                Outcome::Failed => tally.failed.push(self.failure(boot, report, &results)),
+                Outcome::Failed => {
+                    let stderr = results.stderr(number, label, &report.name);
+                    tally.failed.push(self.failure(boot, report, &stderr));
+                }
             }
         }
         // A scenario without a report was under way, or due, when the guest went down.
@@ -248,7 +298,8 @@ impl Guests<'_> {
             .find(|scenario| !results.has(&scenario.name));
         if let Some(trouble) = trouble.or_else(|| unreported.map(|_| "no result".to_owned())) {
             let name = unreported.map_or("shared_tracer_ends_cleanly", |s| s.name.as_str());
-            let why = format!("{trouble}\n{}", results.stderr());
+            let stderr = results.stderr(results.reports.len(), label, name);
+            let why = format!("{trouble}\n{stderr}");
             tally.add(Tally::check(
                 &format!("{name} on kernel {label}"),
                 &self.again(unreported.map(|scenario| scenario.name.as_str())),
@@ -274,7 +325,7 @@ impl Guests<'_> {
         Ok(job)
     }
 
-    fn failure(&self, boot: &Boot<'_>, report: &Report, results: &Results) -> Failure {
+    fn failure(&self, boot: &Boot<'_>, report: &Report, stderr: &str) -> Failure {
         let console = self.vm.console_log(&self.kernel);
         let text = std::fs::read(&console).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
@@ -287,9 +338,8 @@ impl Guests<'_> {
         Failure {
             what: format!("{} on kernel {}", report.name, self.kernel.label),
             why: format!(
-                "{}\n{}the end of the console, {}:\n  | {tail}",
+                "{}\n{stderr}the end of the console, {}:\n  | {tail}",
                 report.reason.as_deref().unwrap_or("no reason given"),
-                results.stderr(),
                 console.display(),
             ),
             rerun: self.again(known.map(|scenario| scenario.name.as_str())),
@@ -323,7 +373,8 @@ fn tell(label: &str, report: &Report) {
 #[derive(Debug, Default)]
 struct Results {
     reports: Vec<Report>,
-    stderr: Vec<u8>,
+    /// Lines, each with the number of reports there were before it: scenarios run one by one.
+    stderr: Vec<(usize, String)>,
 }
 
 impl Results {
@@ -336,8 +387,8 @@ impl Results {
                 self.reports.last()
             }
             Stream::Stderr => {
-                self.stderr.extend_from_slice(line);
-                self.stderr.push(b'\n');
+                let line = String::from_utf8_lossy(line).into_owned();
+                self.stderr.push((self.reports.len(), line));
                 None
             }
         }
@@ -353,8 +404,14 @@ impl Results {
             .any(|report| report.outcome == Outcome::Failed)
     }
 
-    fn stderr(&self) -> String {
-        String::from_utf8_lossy(&self.stderr).into_owned()
+    /// What was said on stderr while the scenario of the report with this number ran. Each line names
+    /// it, so that a part of a log is of use.
+    fn stderr(&self, number: usize, label: &str, scenario: &str) -> String {
+        self.stderr
+            .iter()
+            .filter(|(before, _)| *before == number)
+            .map(|(_, line)| format!("  {label} {scenario} | {line}\n"))
+            .collect()
     }
 }
 
@@ -378,15 +435,19 @@ mod tests {
             scenario("node", &["Guest"], true),
             scenario("b", &[], false),
             scenario("numa", &["SecondNode"], true),
+            scenario("many", &["Processors(4)"], true),
         ];
         let boots = boots(&all);
         let names: Vec<Vec<&str>> = boots
             .iter()
             .map(|boot| boot.scenarios.iter().map(|s| s.name.as_str()).collect())
             .collect();
-        assert_eq!(names, [vec!["a", "b"], vec!["node"], vec!["numa"]]);
-        let nodes: Vec<u32> = boots.iter().map(|boot| boot.machine.numa_nodes).collect();
-        assert_eq!(nodes, [1, 1, 2]);
+        let expected = [vec!["a", "b"], vec!["node"], vec!["numa"], vec!["many"]];
+        assert_eq!(names, expected);
+        let machines = boots.iter().map(|boot| &boot.machine);
+        let sizes: Vec<(u32, u32)> = machines.map(|one| (one.numa_nodes, one.cpus)).collect();
+        let usual = Machine::default().cpus;
+        assert_eq!(sizes, [(1, usual), (1, usual), (2, usual), (1, 4)]);
     }
 
     #[test]
@@ -402,5 +463,8 @@ mod tests {
                 .is_none()
         );
         assert!(results.any_failed() && results.has("a") && !results.has("b"));
+        assert!(results.take(Stream::Stderr, b"of the next").is_none());
+        assert_eq!(results.stderr(1, "6.1", "b"), "  6.1 b | of the next\n");
+        assert!(!results.stderr(0, "6.1", "a").contains("next"));
     }
 }

@@ -5,8 +5,10 @@ mod programs;
 mod tally;
 
 use std::{
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     process::ExitCode,
+    thread,
     time::Instant,
 };
 
@@ -25,7 +27,8 @@ use tally::{Row, Summary, Tally};
 /// What to test.
 #[derive(Debug, Args)]
 pub(crate) struct TestArgs {
-    /// Kernels of the guests: labels of the matrix, paths of a vmlinuz, `default` or `all`
+    /// Kernels of the guests: labels of the matrix, paths of a vmlinuz, `default` or `all`. Slow
+    /// scenarios run where a kernel is named, or they are
     #[arg(
         long,
         value_name = "LIST",
@@ -39,6 +42,9 @@ pub(crate) struct TestArgs {
     /// Only these scenarios, on the host and in guests
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     scenario: Vec<String>,
+    /// Guests at a time [default: a processor for each]
+    #[arg(long, value_name = "COUNT")]
+    jobs: Option<NonZeroUsize>,
 }
 
 /// A part of the tests. Cheapest first, so that a slip shows early.
@@ -113,6 +119,7 @@ impl Suite<'_> {
                 self.oomprobe()?,
                 &self.args.kernels,
                 &self.args.scenario,
+                jobs(self.args.jobs),
             ),
         }
     }
@@ -157,6 +164,13 @@ impl Suite<'_> {
         )?;
         programs::pod_tests(&self.workspace, self.oomprobe()?)
     }
+}
+
+/// An emulated guest keeps one processor busy.
+fn jobs(asked: Option<NonZeroUsize>) -> usize {
+    asked
+        .or_else(|| thread::available_parallelism().ok())
+        .map_or(1, NonZeroUsize::get)
 }
 
 fn need_root(purpose: &str) -> Result<()> {

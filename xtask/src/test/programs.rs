@@ -25,14 +25,25 @@ pub(super) fn host_tests(
     oomprobe: &Path,
     scenarios: &[String],
 ) -> Result<Tally> {
-    let mut cargo = cargo_test(workspace)?;
-    cargo.args(["--test", "host"]).env("OOMPROBE_BIN", oomprobe);
-    if !scenarios.is_empty() {
-        cargo.args(["--", "--exact"]).args(scenarios);
+    let run = |scenario: Option<&str>| {
+        let mut cargo = cargo_test(workspace)?;
+        cargo.args(["--test", "host"]).env("OOMPROBE_BIN", oomprobe);
+        if let Some(scenario) = scenario {
+            cargo.args(["--", "--exact", scenario]);
+        }
+        tally(&mut cargo, &|name| {
+            format!("cargo xtask test --only host --scenario {name}")
+        })
+    };
+    if scenarios.is_empty() {
+        return run(None);
     }
-    tally(&mut cargo, &|name| {
-        format!("cargo xtask test --only host --scenario {name}")
-    })
+    // The test program takes one name at a time.
+    let mut all = Tally::default();
+    for scenario in scenarios {
+        all.add(run(Some(scenario))?);
+    }
+    Ok(all)
 }
 
 /// The pods.

@@ -57,7 +57,8 @@ pub(super) struct Row {
     pub(super) took: Duration,
 }
 
-/// The end of a run: every failure, a table of the steps, and the totals on the last line.
+/// The end of a run: every failure, a table of the steps, the names of what failed, and the totals on
+/// the last line.
 #[derive(Debug)]
 pub(super) struct Summary(pub(super) Vec<Row>);
 
@@ -94,7 +95,13 @@ impl Display for Summary {
                 seconds % 60
             )?;
         }
-        writeln!(f, "\n{passed} passed, {failed} failed, {skipped} skipped")
+        writeln!(f)?;
+        // The end of a long log is often all that is kept of it.
+        for failure in self.0.iter().flat_map(|row| &row.tally.failed) {
+            let why = failure.why.lines().next().unwrap_or_default();
+            writeln!(f, "FAILED {}: {why}", failure.what)?;
+        }
+        writeln!(f, "{passed} passed, {failed} failed, {skipped} skipped")
     }
 }
 
@@ -128,7 +135,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.ends_with("\n\n41 passed, 1 failed, 2 skipped\n"),
+            text.ends_with("\n\nFAILED fmt: long line\n41 passed, 1 failed, 2 skipped\n"),
             "{text}"
         );
         assert!(!Summary(Vec::new()).failed());

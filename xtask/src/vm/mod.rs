@@ -16,12 +16,12 @@ mod protocol;
 pub(crate) mod qemu;
 mod terminal;
 
-use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitStatus;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -79,7 +79,7 @@ pub(crate) struct Vm {
     base: Initramfs,
     /// Where console logs go.
     logs: PathBuf,
-    accelerator: OnceCell<Accelerator>,
+    accelerator: OnceLock<Accelerator>,
 }
 
 impl Vm {
@@ -117,7 +117,7 @@ impl Vm {
         Ok(Self {
             base,
             logs: built.logs,
-            accelerator: OnceCell::new(),
+            accelerator: OnceLock::new(),
         })
     }
 

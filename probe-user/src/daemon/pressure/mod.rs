@@ -46,6 +46,9 @@ const SLAB_NS: u64 = 10_000_000_000;
 /// is counted of them would take the room of others for ever.
 const SWEEP_NS: u64 = 60_000_000_000;
 
+/// What is taken for shortly before: samples of the node are a second apart, or more on a busy one.
+const SHORTLY_NS: u64 = 3_000_000_000;
+
 /// Everything the daemon keeps about memory pressure.
 pub(super) struct Lookout {
     pub(super) sampling: Pressure,
@@ -370,6 +373,13 @@ impl Daemon {
     pub(super) fn before_death(&mut self, path: &[u8], boot_ns: u64) -> Option<Before> {
         let lookout = self.lookout.as_mut()?;
         lookout.sampling.before(path, boot_ns, AtKill::default())
+    }
+
+    /// How much memory was available on the node shortly before `boot_ns`.
+    pub(super) fn available_before(&self, boot_ns: u64) -> Option<u64> {
+        let lookout = self.lookout.as_ref()?;
+        let since_ns = boot_ns.saturating_sub(SHORTLY_NS);
+        lookout.sampling.least_available_bytes(since_ns..=boot_ns)
     }
 
     fn tell_shortfall(&mut self) {

@@ -5,6 +5,7 @@ use probe_common::wire::{self, LimitLevel as WireLevel, has, level};
 use super::{
     super::{
         assemble::Incident,
+        balance::slab_cache,
         evidence::{Evidence, LimitOwner},
         limit::NO_LIMIT_PAGES,
         who::Identities,
@@ -172,6 +173,8 @@ pub(super) fn node(
         slab_unreclaimable_bytes: meminfo.slab_unreclaimable_bytes,
         kernel_stack_bytes: meminfo.kernel_stack_bytes,
         page_tables_bytes: meminfo.page_tables_bytes,
+        kernel: evidence.balance.clone(),
+        slab_caches: evidence.slab_caches.iter().map(slab_cache).collect(),
         psi: evidence.pressure.iter().any(Option::is_some).then(|| Psi {
             cpu: cpu.map(resource),
             memory: memory.map(resource),

@@ -439,3 +439,28 @@ fn those_left_out_hide_no_failed_looks() {
     assert_eq!(now.more_than(&before), 2);
     assert_eq!(before.more_than(&now), 100);
 }
+
+#[test]
+fn the_least_that_was_available_between_two_times() {
+    in_runtime(|| {
+        let mut pressure = Fake::new().open();
+        pressure.node = (1..)
+            .zip([Some(50), Some(30), None, Some(40), Some(90)])
+            .map(|(second, available_bytes)| NodeSample {
+                boot_ns: second * SECOND,
+                available_bytes,
+                ..NodeSample::default()
+            })
+            .collect();
+        for (from, to, least) in [
+            (1, 4, Some(30)),
+            (3, 4, Some(40)),
+            (5, 9, Some(90)),
+            (3, 3, None),
+            (6, 9, None),
+        ] {
+            let found = pressure.least_available_bytes(from * SECOND..=to * SECOND);
+            assert_eq!(found, least, "{from} {to}");
+        }
+    });
+}

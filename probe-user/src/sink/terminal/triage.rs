@@ -10,7 +10,7 @@ use crate::event::{
 };
 
 /// Findings shown in full; the rest by their summaries.
-const IN_FULL: usize = 3;
+pub(super) const IN_FULL: usize = 3;
 const EVIDENCE: usize = 6;
 const COMMANDS: usize = 3;
 const CACHES: usize = 4;
@@ -59,7 +59,7 @@ fn key_numbers(triage: &Triage) -> String {
     text
 }
 
-fn finding(page: &mut Page, finding: &Finding, in_full: bool) {
+pub(super) fn finding(page: &mut Page, finding: &Finding, in_full: bool) {
     let colour = match finding.severity {
         Severity::Error | Severity::Fatal => Colour::Alarm,
         _ => Colour::Warn,
@@ -312,7 +312,7 @@ fn line(row: &TopCgroup) -> String {
 }
 
 /// Bytes for a column: "1.5G", "512M".
-fn short(bytes: Option<u64>) -> String {
+pub(super) fn short(bytes: Option<u64>) -> String {
     match bytes {
         None | Some(0) => "-".to_owned(),
         Some(bytes) => label::bytes(bytes).replace(' ', "").replace("iB", ""),
@@ -337,7 +337,7 @@ fn rate(rate: Option<f64>) -> String {
 }
 
 /// The last columns of a path or name, which tell more than the first.
-fn tail(text: &str, columns: usize) -> String {
+pub(super) fn tail(text: &str, columns: usize) -> String {
     if layout::width(text) <= columns {
         return text.to_owned();
     }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::event::{
-    ConntrackTable, Cpu, NodeMemory, NodePressure, OomHistory, Process, Reclaim, SlabCache,
+    ConntrackTable, Cpu, NodeMemory, NodePressure, OomHistory, Process, Reclaim, SkbBalance,
+    SlabCache,
 };
 
 const GIB: u64 = 1 << 30;
@@ -178,8 +179,14 @@ fn memory_cases() -> Vec<Case> {
                     bytes: 6 * GIB,
                     objects: 1,
                 }];
+                t.socket_buffers = Some(SkbBalance {
+                    slab_objects: Some(900),
+                    explained_objects: Some(890),
+                    explained_bytes: GIB,
+                    ..SkbBalance::default()
+                });
             }),
-            "sockstat",
+            "900 socket buffers in use, 890 of them in queues that were found, with 1 GiB",
         ),
     ]
 }

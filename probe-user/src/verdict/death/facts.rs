@@ -17,7 +17,9 @@ pub struct Facts<'a> {
     pub oom: Option<OomPart>,
     /// The last OOM kill of another process of its container, before it died.
     pub earlier_oom: Option<&'a EarlierOom>,
-    /// The node's memory when it died, and what the kubelet makes of it.
+    /// The last command that failed in its container before that was asked to stop.
+    pub failed_exec: Option<&'a FailedExec>,
+    /// The node's memory when it was stopped, and what the kubelet makes of it.
     pub node: NodeState,
 }
 
@@ -41,10 +43,23 @@ pub struct EarlierOom {
     pub ms_before: u64,
 }
 
+/// A command that was executed in a container and failed: an exec probe, or a hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedExec {
+    /// Its `comm`.
+    pub comm: String,
+    /// Its exit code, 128 + signal for a signal.
+    pub exit_code: u32,
+    /// The runtime killed it: it took too long.
+    pub was_late: bool,
+    /// From its end to the request to stop.
+    pub ms_before: u64,
+}
+
 /// The node's memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NodeState {
-    /// `MemAvailable`.
+    /// `MemAvailable`, before the container that is stopped gave back its own.
     pub available_bytes: Option<u64>,
     /// The kubelet's `memory.available` threshold for hard eviction, if it has a configuration here.
     pub eviction_threshold_bytes: Option<u64>,

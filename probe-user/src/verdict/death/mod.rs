@@ -11,7 +11,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
-pub use facts::{EarlierOom, Facts, NodeState, OomPart};
+pub use facts::{EarlierOom, Facts, FailedExec, NodeState, OomPart};
 
 use crate::event::{Confidence, DeathCause, DeathVerdict, Via, label};
 

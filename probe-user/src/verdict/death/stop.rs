@@ -1,6 +1,6 @@
 //! Processes that the container runtime stopped: on whose behalf, and whether in time.
 
-use super::{Facts, Finding, finding, sender};
+use super::{Facts, FailedExec, Finding, finding, sender};
 use crate::event::{Before, Confidence, CpuThrottled, DeathCause, ProcessRole, label};
 
 /// A SIGKILL this soon after a request to stop did not wait for a grace period, ms: the shortest one
@@ -8,6 +8,10 @@ use crate::event::{Before, Confidence, CpuThrottled, DeathCause, ProcessRole, la
 const AT_ONCE_MS: u64 = 900;
 /// Part of the time before a death that tasks must have waited for memory to call it a stall.
 const STALLED: f64 = 0.1;
+
+/// A command that failed in a container this shortly before it was stopped is taken for the reason,
+/// ms: the kubelet acts on the last failure of a probe at once.
+const JUST_BEFORE_MS: u64 = 5_000;
 
 /// How it went after the runtime asked for it.
 enum End {
@@ -35,30 +39,31 @@ pub(super) fn find(
     let sandbox_stopped = runtime
         .and_then(|runtime| runtime.sandbox_stopped)
         .filter(|_| is_init);
+    let siblings_too = facts
+        .death
+        .stop_request
+        .as_ref()
+        .and_then(|request| request.siblings_too)
+        == Some(true);
+    if siblings_too {
+        evidence
+            .push("another container of its pod was asked to stop too: the pod ends".to_owned());
+    }
     let node = facts.node;
-    if let (Some(true), Some(available), Some(threshold)) = (
-        sandbox_stopped,
-        node.available_bytes,
-        node.eviction_threshold_bytes,
-    ) && available < threshold
+    if (siblings_too || sandbox_stopped == Some(true))
+        && let (Some(available), Some(threshold)) =
+            (node.available_bytes, node.eviction_threshold_bytes)
+        && available < threshold
     {
         let (available, threshold) = (label::bytes(available), label::bytes(threshold));
         evidence.push(format!(
-            "node: {available} available, the kubelet evicts below {threshold}"
+            "node: {available} available when it was stopped, the kubelet evicts below {threshold}"
         ));
         evidence.push(how);
         let why = "was stopped with its pod, on a node short of memory: an eviction";
         return finding(DeathCause::Eviction, Medium, why, evidence);
     }
-    let siblings_too = facts
-        .death
-        .stop_request
-        .as_ref()
-        .and_then(|r| r.siblings_too);
-    if siblings_too == Some(true) {
-        evidence
-            .push("another container of its pod was asked to stop too: the pod ends".to_owned());
-    } else if sandbox_stopped == Some(false) {
+    if !siblings_too && sandbox_stopped == Some(false) {
         evidence.push(
             "its pod's sandbox still ran a moment later: the pod was not being deleted, or \
              another container of it took longer to stop"
@@ -68,6 +73,13 @@ pub(super) fn find(
         let mut why = "was stopped by the runtime alone of its pod: a liveness or startup probe \
                        failed, or its container was restarted"
             .to_owned();
+        if let Some(failed) = facts
+            .failed_exec
+            .filter(|failed| failed.ms_before <= JUST_BEFORE_MS)
+        {
+            evidence.insert(0, failure(failed));
+            why.push_str("; a command executed in it, as of an exec probe, had just failed");
+        }
         if let Some(stall) = facts.death.before.as_ref().and_then(stall) {
             evidence.insert(0, stall.evidence);
             why.push_str("; the probe probably failed because the container stood still");
@@ -140,6 +152,16 @@ fn describe(end: &End, facts: &Facts<'_>) -> String {
             None => "ended in time".to_owned(),
         },
     }
+}
+
+fn failure(failed: &FailedExec) -> String {
+    let how = if failed.was_late {
+        "was killed by the runtime for taking too long".to_owned()
+    } else {
+        format!("failed with exit code {}", failed.exit_code)
+    };
+    let before = ms_label(failed.ms_before);
+    format!("{}, executed in it, {how} {before} before", failed.comm)
 }
 
 /// What made a container stand still.

@@ -1,6 +1,6 @@
 use std::sync::LazyLock;
 
-use super::{EarlierOom, Facts, NodeState, OomPart, process_death};
+use super::{EarlierOom, Facts, FailedExec, NodeState, OomPart, process_death};
 use crate::event::{
     Before, Cgroup, Confidence, Container, CpuThrottled, DeathCause as C, DeathVerdict, Fault, K8s,
     K8sContainer, Process, ProcessDeath, ProcessRole, RuntimeStatus, Sender, Signal, StopRequest,
@@ -78,6 +78,7 @@ fn explained<'a>(death: &'a ProcessDeath, change: impl FnOnce(&mut Facts<'a>)) -
         death,
         oom: None,
         earlier_oom: None,
+        failed_exec: None,
         node: NodeState::default(),
     };
     change(&mut facts);
@@ -161,16 +162,27 @@ fn an_oom_victim_is_one_whoever_else_signalled_it() {
 #[test]
 fn an_eviction_needs_a_stopped_pod_and_a_node_below_the_threshold() {
     let death = by(9, Some(sender("runc", Via::Kill)));
-    for (stopped, available, cause) in [
-        (true, 99, C::Eviction),
-        (true, 100, C::RuntimeStop),
-        (false, 99, C::LivenessKill),
+    for (stopped, siblings_too, available, cause) in [
+        (true, None, 99, C::Eviction),
+        (true, None, 100, C::RuntimeStop),
+        (false, None, 99, C::LivenessKill),
+        (false, Some(false), 99, C::LivenessKill),
+        // The sandbox goes last, and another container takes its time.
+        (false, Some(true), 99, C::Eviction),
+        (false, Some(true), 100, C::RuntimeStop),
     ] {
-        let found = verdict(&sandbox(death.clone(), stopped), |facts| {
+        let mut death = sandbox(death.clone(), stopped);
+        if siblings_too.is_some() {
+            death = asked(death, None);
+        }
+        if let Some(request) = &mut death.stop_request {
+            request.siblings_too = siblings_too;
+        }
+        let found = verdict(&death, |facts| {
             facts.node.available_bytes = Some(available);
             facts.node.eviction_threshold_bytes = Some(100);
         });
-        assert_eq!(found.0, cause, "{stopped} {available}");
+        assert_eq!(found.0, cause, "{stopped} {siblings_too:?} {available}");
     }
 }
 
@@ -194,6 +206,7 @@ fn an_exit_right_after_an_oom_kill_says_so() {
             death: &death,
             oom: None,
             earlier_oom: Some(&oom),
+            failed_exec: None,
             node: NodeState::default(),
         };
         let summary = process_death(&facts).summary;
@@ -352,6 +365,32 @@ fn a_pod_that_ends_is_told_from_a_probe_by_its_other_containers() {
             request.siblings_too = siblings_too;
         }
         assert_eq!(verdict(&death, |_| ()).0, cause, "{siblings_too:?}");
+    }
+}
+
+#[test]
+fn a_liveness_kill_cites_a_command_that_had_just_failed() {
+    let killed = by(9, Some(sender("runc", Via::Kill)));
+    for (ms_before, was_late, stopped, cited) in [
+        (200, true, false, Some("for taking too long 200 ms before")),
+        (200, false, false, Some("exit code 7 200 ms before")),
+        (60_000, true, false, None),
+        // A pod that ends is none that a probe restarts.
+        (200, true, true, None),
+    ] {
+        let failed = FailedExec {
+            comm: "curl".to_owned(),
+            exit_code: 7,
+            was_late,
+            ms_before,
+        };
+        let death = sandbox(asked(killed.clone(), Some(30_000)), stopped);
+        let found = explained(&death, |facts| facts.failed_exec = Some(&failed));
+        let is_cited = found.summary.contains("had just failed");
+        assert_eq!(is_cited, cited.is_some(), "{found:?}");
+        let evidence = found.evidence.join("; ");
+        let is_told = cited.is_none_or(|cited| evidence.contains(cited));
+        assert!(is_told, "{evidence}");
     }
 }
 

@@ -236,6 +236,7 @@ fn told(case: Case) -> (&'static str, Event) {
         death: &death,
         oom,
         earlier_oom: earlier_oom.as_ref(),
+        failed_exec: None,
         node: NodeState {
             available_bytes: Some(available_bytes),
             eviction_threshold_bytes: Some(100 * MIB),

@@ -13,6 +13,8 @@ mod kernel_memory;
 mod memory;
 mod pressure;
 mod processes;
+mod traffic;
+mod unread;
 
 use std::ffi::{CString, OsString};
 use std::fs::{self, File};
@@ -36,6 +38,7 @@ use kernel_memory::{pipes, sockets, vfork};
 use memory::{grow, lazyfree, shmem, write_file};
 use pressure::Reader;
 use processes::{leader_exits, shared_mm, spawn, storm};
+use unread::{Tap, Unread};
 
 const MIB: usize = 1 << 20;
 const PAGE: usize = 4096;
@@ -97,6 +100,15 @@ enum Workload {
     },
     /// Unix sockets whose peer never reads
     Sockets { pairs: u32 },
+    /// Captures that frames wait in
+    Tap(Tap),
+    /// Packets that wait in queues and that nobody reads
+    Unread {
+        #[command(subcommand)]
+        unread: Unread,
+    },
+    /// Packets of all sorts, each read at once, so often; then all is closed
+    Traffic { rounds: u32 },
     /// Pipes filled and never read
     Pipes { count: u32 },
     /// A child that still runs on its parent's memory, which the OOM killer leaves alone, fills
@@ -232,7 +244,10 @@ fn work(workload: Workload, cgroups: &[PathBuf], child_waits: bool) -> Result<Ex
         Workload::Touch { mib } => pressure::touch(mib)?,
         Workload::Sawtooth { mib, mib_per_s } => pressure::sawtooth(mib, mib_per_s)?,
         Workload::Sockets { pairs } => return sockets(pairs),
+        Workload::Unread { unread } => return unread.run(),
         Workload::Pipes { count } => return pipes(count),
+        Workload::Traffic { rounds } => return traffic::traffic(rounds),
+        Workload::Tap(tap) => return tap.run(),
         Workload::Vfork { procs } => return vfork(&procs),
         Workload::LeaderExits { mib } => leader_exits(mib)?,
         Workload::SharedMm { mib } => shared_mm(mib)?,

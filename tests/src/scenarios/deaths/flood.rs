@@ -116,8 +116,10 @@ fn death_flood(context: &mut Context) -> Result<()> {
     }
     let losses = losses(&events)?;
     let lost: u64 = losses.values().sum();
-    // Of the calls that a kernel skips some are no deaths of these.
-    let all = if losses.contains_key(SKIPPED) {
+    // Of the calls that a kernel skips, and of the events that a full queue refuses, some are no
+    // deaths of these.
+    let may_be_others = [SKIPPED, QUEUE_FULL];
+    let all = if may_be_others.iter().any(|one| losses.contains_key(*one)) {
         seen + lost >= count as u64
     } else {
         seen + lost == count as u64
@@ -132,14 +134,12 @@ fn death_flood(context: &mut Context) -> Result<()> {
 /// The kernel did not run a program, as it was in the middle of it on that CPU.
 const SKIPPED: &str = "program_skipped";
 
+/// An event found the queue of the output full.
+const QUEUE_FULL: &str = "sink_queue_full";
+
 /// Deaths that the tracer says it lost, by reason.
 fn losses(events: &[Value]) -> Result<BTreeMap<String, u64>> {
-    const REASONS: [&str; 4] = [
-        "death_ring_full",
-        "death_backlog_full",
-        "sink_queue_full",
-        SKIPPED,
-    ];
+    const REASONS: [&str; 4] = ["death_ring_full", "death_backlog_full", QUEUE_FULL, SKIPPED];
     let is_of_exits = |event: &&Value| {
         let hook = event["hook"].as_str();
         hook.is_none_or(|hook| hook.ends_with(":sched_process_exit"))

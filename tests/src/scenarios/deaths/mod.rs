@@ -109,7 +109,7 @@ fn own_pid() -> i32 {
     process::id().cast_signed()
 }
 
-/// A container's path as the kernel has it, as text.
-fn path(container: &Container) -> String {
-    crate::expect::text(container.cgroup.kernel_path().as_bytes())
+/// A cgroup's path as the kernel has it, as text.
+fn path(cgroup: &Cgroup) -> String {
+    crate::expect::text(cgroup.kernel_path().as_bytes())
 }

@@ -1,4 +1,4 @@
-//! Userspace OOM killers as Debian packages them: each must be named.
+//! Userspace OOM killers: each must be named. All but oomd are Debian's own programs.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -8,12 +8,13 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::Stage;
+use super::{Stage, path};
 use crate::block::Source;
 use crate::deadline::until;
 use crate::death::Death;
-use crate::hog::{End, Hog};
+use crate::hog::{End, Hog, Spec};
 use crate::memcg;
+use crate::meminfo;
 use crate::scenario::{Context, Need, Scenario};
 use crate::scenarios::MIB;
 use crate::scenarios::pressure::reader;
@@ -31,9 +32,23 @@ pub(super) const ALL: &[Scenario] = &[
         systemd_oomd_kills,
     )
     .needs(&[Need::Guest, Need::CgroupV2, Need::Program(SYSTEMD_OOMD)]),
+    Scenario::new(
+        "nohang_kills",
+        "nohang, a script, ends the largest process",
+        nohang_kills,
+    )
+    .needs(&[Need::Guest, Need::Program(NOHANG)]),
+    Scenario::new(
+        "oomd_kills",
+        "oomd, by name and place: the same name in a container is none",
+        oomd_kills,
+    ),
 ];
 
 const EARLYOOM: &str = "/usr/bin/earlyoom";
+const NOHANG: &str = "/usr/sbin/nohang";
+/// All of its settings have to be there.
+const NOHANG_CONFIG: &str = "/etc/nohang/nohang.conf";
 const SYSTEMD_OOMD: &str = "/lib/systemd/systemd-oomd";
 
 /// A daemon; killed when dropped.
@@ -92,7 +107,7 @@ fn check(
 fn earlyoom_kills(context: &mut Context) -> Result<()> {
     let stage = Stage::new(context, 0x70)?;
     let _init = stage.with_init(context)?;
-    let (total, available) = (meminfo_mib("MemTotal")?, meminfo_mib("MemAvailable")?);
+    let (total, available) = node_mib()?;
     let percent = available * 100 / total;
     ensure!(percent > 50, "{available} of {total} MiB are available");
     let limits = format!("{},{}", percent - 20, percent - 25);
@@ -106,14 +121,70 @@ fn earlyoom_kills(context: &mut Context) -> Result<()> {
     check(context, &stage, hog, (&daemon, "earlyoom"), true)
 }
 
-fn meminfo_mib(key: &str) -> Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix(key));
-    let kib: u64 = line
-        .and_then(|rest| rest.trim_start_matches(':').trim().strip_suffix(" kB"))
-        .with_context(|| format!("/proc/meminfo: {key}"))?
-        .parse()?;
-    Ok(kib >> 10)
+fn nohang_kills(context: &mut Context) -> Result<()> {
+    let stage = Stage::new(context, 0x72)?;
+    let _init = stage.with_init(context)?;
+    let (total, available) = node_mib()?;
+    let percent = available * 100 / total;
+    ensure!(percent > 60, "{available} of {total} MiB are available");
+    let packaged = fs::read_to_string(NOHANG_CONFIG).context(NOHANG_CONFIG)?;
+    // It acts below half of all memory at the most.
+    let config = packaged.lines().map(|line| match line.split(' ').next() {
+        Some(name @ "soft_threshold_min_mem") => format!("{name} = 48 %"),
+        Some(name @ "hard_threshold_min_mem") => format!("{name} = 44 %"),
+        _ => line.to_owned(),
+    });
+    let config = config.collect::<Vec<_>>().join("\n");
+    let directory = tempfile::tempdir().context("directory for a configuration")?;
+    let file = directory.path().join("nohang.conf");
+    fs::write(&file, config + "\n").context("nohang.conf")?;
+    let file = file.to_str().context("nohang.conf")?;
+    let daemon = Daemon::start(NOHANG, &["--monitor", "--config", file])?;
+    // A third of it is left.
+    let mib = (total * (percent - 33) / 100).to_string();
+    let hog = stage
+        .spec()
+        .oom_score_adj(500)
+        .start(&["anon", &mib], context.deadline)?;
+    check(context, &stage, hog, (&daemon, "nohang"), true)
+}
+
+/// oomd is not packaged. What is known of it is its name; it kills one process after the other.
+fn oomd_kills(context: &mut Context) -> Result<()> {
+    let stage = Stage::new(context, 0x73)?;
+    let _init = stage.with_init(context)?;
+    let service = context.scratch.child("oomd.service")?;
+    let elsewhere = Stage::new(context, 0x74)?;
+    for (place, cause) in [
+        (&service, "userspace_oom_killer"),
+        (&elsewhere.container.cgroup, "killed_by_process"),
+    ] {
+        let mut victim = stage.idle(context)?;
+        let pid = victim.pid().to_string();
+        let mut oomd = Spec::inside(place)
+            .comm(b"oomd")
+            .start(&["send", &pid, "9"], context.deadline)?;
+        let sent = oomd.wait(context.deadline)?;
+        ensure!(sent.success(), "the sender: {sent}");
+        let end = End::of(victim.wait(context.deadline)?)?;
+        ensure!(end == End::Signal(libc::SIGKILL), "{end:?}");
+        context.check_death(
+            &Death::of(victim.pid(), end)?
+                .inside(&stage.container, "child", true)
+                .sent("kill", oomd.pid())
+                .is("sender.process.comm", "oomd")
+                .is("sender.cgroup.path", path(place))
+                .is("incident", ())
+                .because(cause),
+        )?;
+    }
+    Ok(())
+}
+
+/// Memory of the node, all and available, MiB.
+fn node_mib() -> Result<(u64, u64)> {
+    let (total, available) = (meminfo::bytes("MemTotal")?, meminfo::bytes("MemAvailable")?);
+    Ok((total >> 20, available >> 20))
 }
 
 fn systemd_oomd_kills(context: &mut Context) -> Result<()> {

@@ -61,7 +61,7 @@ fn killed_from_another_pod(context: &mut Context) -> Result<()> {
             &Death::of(child, end)?
                 .inside(&here.container, "child", true)
                 .sent("kill", killer.pid())
-                .is("sender.cgroup.path", path(&there.container))
+                .is("sender.cgroup.path", path(&there.container.cgroup))
                 .is("sender.k8s.pod.uid", there.container.pod_uid.as_str())
                 .is("sender.container.id", there.container.id.as_str())
                 .because("killed_by_process"),
@@ -95,7 +95,7 @@ fn every_way_to_send(context: &mut Context) -> Result<()> {
         ensure!(sent.success(), "the sender: {sent}");
         // Not even its cgroup is there when the death is told.
         let (container, directories) = (
-            path(&there.container),
+            path(&there.container.cgroup),
             there.container.cgroup.directory().to_owned(),
         );
         let uid = there.container.pod_uid.clone();

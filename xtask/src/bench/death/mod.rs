@@ -189,7 +189,8 @@ fn measure_load(
         format_args!("slowdown {}, {cycles} cycles", load.name()),
     );
     let tools: Vec<Kind> = measured.tools.keys().copied().collect();
-    let (nothing, mut slowdowns) = slowdown::compare(cycles, tools.clone(), programs, |_| {
+    let start = |kind| Tool::attached(programs, kind);
+    let (nothing, mut slowdowns) = slowdown::compare(cycles, tools.clone(), start, |_| {
         slowdown::part(worker, ROUND_FORKS)
     })?;
     let cpu_ms = nothing.cpu_ms.median().context("no samples")?;
@@ -217,8 +218,7 @@ fn run_times(
     let _accounting = Accounting::enable()?;
     let mut running = Vec::new();
     for kind in tools {
-        let mut tool = Tool::start(programs, *kind)?;
-        tool.ready()?;
+        let tool = Tool::attached(programs, *kind)?;
         running.push((*kind, Watch::start(tool.pid())?, tool));
     }
     worker.round(ACCOUNTED_FORKS)?;

@@ -339,8 +339,7 @@ impl<'a> Session<'a> {
             first: None,
         };
         for kind in order {
-            let mut tool = Tool::start(programs, *kind)?;
-            tool.ready()?;
+            let mut tool = Tool::attached(programs, *kind)?;
             let deadline = Instant::now() + WARM_UP;
             let seen = loop {
                 let pid = scratch.kill()?;

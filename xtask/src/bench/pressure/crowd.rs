@@ -45,8 +45,7 @@ pub(super) fn measure(
         .collect::<Result<_>>()?;
     let mut tools = Vec::new();
     for kind in measured.tools.keys() {
-        let mut tool = Tool::start(programs, *kind)?;
-        tool.ready()?;
+        let tool = Tool::attached(programs, *kind)?;
         tools.push(tool);
     }
     let mut loads: Vec<Worker> = Vec::new();

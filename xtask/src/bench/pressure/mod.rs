@@ -178,7 +178,8 @@ fn workload(
     );
     let tools: Vec<Kind> = measured.tools.keys().copied().collect();
     let mut hits_per_s = Vec::new();
-    let (nothing, mut slowdowns) = slowdown::compare(cycles, tools.clone(), programs, |part| {
+    let start = |kind| Tool::attached(programs, kind);
+    let (nothing, mut slowdowns) = slowdown::compare(cycles, tools.clone(), start, |part| {
         let (start, hits) = (Instant::now(), scratch.hits(&cgroup)?);
         let took = slowdown::part(&mut load, ROUND_MIB)?;
         if part == Part::First {
@@ -223,8 +224,7 @@ fn run_times(
     let _accounting = Accounting::enable()?;
     let mut tools = Vec::new();
     for kind in order {
-        let mut tool = Tool::start(programs, *kind)?;
-        tool.ready()?;
+        let tool = Tool::attached(programs, *kind)?;
         tools.push((*kind, Watch::start(tool.pid())?, tool));
     }
     let hits = scratch.hits(cgroup)?;

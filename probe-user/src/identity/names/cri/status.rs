@@ -95,12 +95,13 @@ impl Client {
     async fn states(&mut self, all: &mut States) -> Result<(), Status> {
         let request = ListContainersRequest { filter: None };
         let found: ListContainersResponse = self.call("ListContainers", request).await?;
+        // Both or nothing: without an answer to this one, every sandbox would seem to be stopped.
+        let sandboxes = self.sandboxes(None).await?.into_iter();
         let containers = found.containers.into_iter();
         all.containers.extend(containers.map(|container| {
             let has_exited = container.state == EXITED;
             (container.id, (has_exited, container.pod_sandbox_id))
         }));
-        let sandboxes = self.sandboxes(None).await?.into_iter();
         let ready = sandboxes.filter(|sandbox| sandbox.state == SANDBOX_READY);
         all.ready.extend(ready.map(|sandbox| sandbox.id));
         Ok(())

@@ -1,0 +1,252 @@
+//! Which queue a buffer hangs in that does not say so itself: follow its list to the head.
+//!
+//! Buffers received for UDP have neither socket nor device, and those of AF_UNIX name the socket
+//! that sent them. Their lists are circles through the head, which is a member of the socket that
+//! holds them.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+use super::{
+    caches::{Cache, Objects},
+    layout::Layout,
+    memory::{Memory, Ram, word_at},
+    skb::{Link, Skb},
+    slab,
+    socket::Directory,
+};
+
+/// Most buffers followed that were not found by themselves; bounds memory.
+const MAX_STEPS: usize = 1 << 20;
+/// The clock is read this often.
+const STEPS_PER_LOOK: usize = 256;
+/// Protocols that have a second queue for the reader: UDP and UDP-Lite.
+const UDP: [u16; 2] = [17, 136];
+const TCP: u16 = 6;
+
+/// A queue of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Queue {
+    /// `sk_receive_queue`, or UDP's `reader_queue`: received, and not read.
+    Receive,
+    /// `sk_write_queue`: not sent yet.
+    Write,
+    /// `tsorted_sent_queue`: sent by TCP, and not acknowledged.
+    Sent,
+    /// `sk_error_queue`: messages about errors, timestamps and zero-copy sends, not read.
+    Error,
+}
+
+impl Queue {
+    /// Its name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Receive => "receive",
+            Self::Write => "write",
+            Self::Sent => "sent",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// Where a list of buffers ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Head {
+    /// In this socket.
+    Socket(u64, Queue),
+    /// At an address that is part of no socket.
+    Other(u64),
+    /// Not found: the list changed, ends nowhere, or there was no time.
+    Unknown,
+}
+
+/// A buffer whose queue is to be found.
+#[derive(Clone, Copy, Debug)]
+pub struct Pending {
+    /// Where it is.
+    pub address: u64,
+    /// What it is linked to.
+    pub next: u64,
+    /// By which link.
+    pub link: Link,
+}
+
+impl From<&Skb> for Pending {
+    fn from(skb: &Skb) -> Self {
+        Self {
+            address: skb.address,
+            next: skb.next,
+            link: skb.link,
+        }
+    }
+}
+
+/// Follows lists, each link once.
+#[derive(Debug)]
+pub struct Queues<'a, M> {
+    memory: &'a M,
+    ram: &'a Ram,
+    layout: &'a Layout,
+    caches: &'a [Cache],
+    /// Links of buffers that were found by themselves.
+    links: HashMap<u64, u64>,
+    /// Address at which the list of a buffer ends; 0 while it is followed, and if it has no end.
+    ends: HashMap<u64, u64>,
+    heads: HashMap<(u64, Link), Head>,
+    /// Whether the page holds buffers.
+    pages: HashMap<u64, bool>,
+    until: Instant,
+    steps: usize,
+}
+
+impl<'a, M: Memory> Queues<'a, M> {
+    /// Follows lists for at most `time`.
+    pub fn new(
+        memory: &'a M,
+        ram: &'a Ram,
+        layout: &'a Layout,
+        caches: &'a [Cache],
+        pending: &[Pending],
+        time: Duration,
+    ) -> Self {
+        Self {
+            memory,
+            ram,
+            layout,
+            caches,
+            links: pending
+                .iter()
+                .map(|pending| (pending.address, pending.next))
+                .collect(),
+            ends: HashMap::new(),
+            heads: HashMap::new(),
+            pages: HashMap::new(),
+            until: Instant::now() + time,
+            steps: 0,
+        }
+    }
+
+    /// The head of the list `pending` is in.
+    pub fn head(&mut self, sockets: &mut Directory<'_, M>, pending: &Pending) -> Head {
+        let end = self.end(pending);
+        if end == 0 {
+            return Head::Unknown;
+        }
+        if let Some(&head) = self.heads.get(&(end, pending.link)) {
+            return head;
+        }
+        let head = self.identify(sockets, end, pending.link);
+        self.heads.insert((end, pending.link), head);
+        head
+    }
+
+    /// The first address along the list that is no buffer, 0 if there is none.
+    fn end(&mut self, pending: &Pending) -> u64 {
+        let mut path = Vec::new();
+        let (mut at, mut next) = (pending.address, pending.next);
+        let end = loop {
+            if let Some(&end) = self.ends.get(&at) {
+                break end;
+            }
+            // Coming back to a buffer of this very path finds 0: a circle without a head.
+            self.ends.insert(at, 0);
+            path.push(at);
+            if next == 0 {
+                break 0;
+            }
+            let following = match self.links.get(&next).copied() {
+                Some(following) => following,
+                None if !self.is_buffer(next) => break next,
+                None => match self.follow(next, pending.link) {
+                    Some(following) => following,
+                    None => break 0,
+                },
+            };
+            (at, next) = (next, following);
+        };
+        for at in path {
+            self.ends.insert(at, end);
+        }
+        end
+    }
+
+    /// What the buffer at `address` is linked to; `None` if there is no time to look.
+    fn follow(&mut self, address: u64, link: Link) -> Option<u64> {
+        self.steps += 1;
+        if self.steps > MAX_STEPS {
+            return None;
+        }
+        if self.steps.is_multiple_of(STEPS_PER_LOOK) && Instant::now() > self.until {
+            self.steps = MAX_STEPS;
+            return None;
+        }
+        match link {
+            Link::Next => self.memory.pointer(address + self.layout.skb.next as u64),
+            Link::Sent => {
+                let at = self.layout.skb.tsorted? as u64;
+                let next = self.memory.pointer(address + at)?;
+                Some(next.wrapping_sub(at))
+            }
+        }
+    }
+
+    /// Whether `address` is in a slab of buffers.
+    fn is_buffer(&mut self, address: u64) -> bool {
+        let Some(pfn) = self.ram.pfn(address) else {
+            return false;
+        };
+        if let Some(&is_buffer) = self.pages.get(&pfn) {
+            return is_buffer;
+        }
+        let mut page = vec![0; self.layout.slab.bytes];
+        let highest = self.caches.iter().map(|cache| cache.order).max();
+        // Only the first page of a slab says so, and slabs are aligned to their size.
+        let is_buffer = (0..=highest.unwrap_or(0)).any(|order| {
+            let first = pfn & !((1 << order) - 1);
+            self.memory.read(self.ram.page_struct(first), &mut page)
+                && slab::cache_of(&self.layout.slab, self.caches, &page).is_some_and(|index| {
+                    let cache = &self.caches[index];
+                    let objects = word_at(&page, self.layout.slab.counters) >> 16 & 0x7fff;
+                    let bytes = objects * cache.size_bytes;
+                    cache.objects != Objects::Data && (pfn - first) * self.ram.page_bytes < bytes
+                })
+        });
+        self.pages.insert(pfn, is_buffer);
+        is_buffer
+    }
+
+    /// Of which socket `end` is a queue.
+    fn identify(&self, sockets: &mut Directory<'_, M>, end: u64, link: Link) -> Head {
+        let layout = &self.layout.sock;
+        let candidates: &[(Option<usize>, Queue, &[u16])] = match link {
+            Link::Next => &[
+                (Some(layout.receive_queue), Queue::Receive, &[]),
+                (layout.reader_queue, Queue::Receive, &UDP),
+                (Some(layout.write_queue), Queue::Write, &[]),
+                (Some(layout.error_queue), Queue::Error, &[]),
+            ],
+            Link::Sent => &[(layout.tsorted_sent_queue, Queue::Sent, &[TCP])],
+        };
+        let anchor = match link {
+            Link::Next => 0,
+            Link::Sent => self.layout.skb.tsorted.unwrap_or(0) as u64,
+        };
+        let head = end.wrapping_add(anchor);
+        for &(offset, queue, protocols) in candidates {
+            let Some(offset) = offset else { continue };
+            let sk = head.wrapping_sub(offset as u64);
+            let is_fitting = sockets
+                .socket(sk)
+                .is_some_and(|sock| protocols.is_empty() || protocols.contains(&sock.protocol));
+            if is_fitting {
+                return Head::Socket(sk, queue);
+            }
+        }
+        Head::Other(head)
+    }
+}

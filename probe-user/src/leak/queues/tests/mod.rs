@@ -1,0 +1,4 @@
+mod captured;
+mod procfs;
+mod readings;
+mod torn;
