@@ -10,13 +10,20 @@ pub mod slab;
 pub mod trace;
 pub mod triage;
 
-use std::{ffi::OsString, io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io::{self, IsTerminal, stdout},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::{
     daemon::Ending,
+    event::Event,
     kernel::facts::{Facts, Roots},
+    sink::{self, Sink, json::Json, terminal::Terminal},
 };
 
 /// Exit codes, as `--help` lists them.
@@ -127,20 +134,40 @@ impl Output {
     /// The choice, or what fits where standard output goes.
     pub fn or_default(choice: Option<Self>) -> Self {
         choice.unwrap_or_else(|| {
-            if std::io::stdout().is_terminal() {
+            if stdout().is_terminal() {
                 Self::Pretty
             } else {
                 Self::Json
             }
         })
     }
+
+    /// Writes one event to standard output. Whether somebody still reads it: one who went away is no
+    /// failure.
+    fn write(self, event: &Event) -> Result<bool, sink::Error> {
+        let written = match self {
+            Self::Json => Json::new(stdout()).write(event),
+            Self::Pretty => Terminal::new(stdout(), colour()).write(event),
+        };
+        match written {
+            Ok(()) => Ok(true),
+            Err(sink::Error::Closed) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What asynchronous work runs on.
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
 }
 
 /// Whether to use colour on standard output: only on a terminal and without `NO_COLOR`
 /// (<https://no-color.org>).
 pub fn colour() -> bool {
-    std::io::stdout().is_terminal()
-        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Runs the command line and says how it ended.
@@ -178,9 +205,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
                 host_root,
                 cri_socket,
             } = cli.common;
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
+            let runtime = runtime()?;
             let result = runtime.block_on(resolve::run(
                 args,
                 resolve::Options {
@@ -193,17 +218,17 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
             result
         }
         Command::Schema(args) => {
-            schema::run(&args, std::io::stdout().lock())?;
+            schema::run(&args, stdout().lock())?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "oomprobe", &mut script);
-            std::io::Write::write_all(&mut std::io::stdout().lock(), &script)?;
+            io::Write::write_all(&mut stdout().lock(), &script)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Man => {
-            clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout().lock())?;
+            clap_mangen::Man::new(Cli::command()).render(&mut stdout().lock())?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -212,8 +237,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .chain()
-        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
-        .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// The exit code for how a daemon ended; what is worth saying is said on stderr.

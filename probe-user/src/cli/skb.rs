@@ -1,6 +1,6 @@
 //! `oomprobe skb`: who holds socket buffers.
 
-use std::io::{IsTerminal as _, stderr, stdout};
+use std::io::{IsTerminal as _, stderr};
 use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,12 +8,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use super::slab::{self, Following};
-use super::{Common, Output, colour, exit};
+use super::{Common, Output, exit, runtime};
 use crate::daemon::process::Stop;
 use crate::event::Body;
 use crate::leak::holders::{self, NoWay, Reports};
 use crate::leak::{census::Progress, track};
-use crate::sink::{self, Sink, json::Json, terminal::Terminal};
 
 /// Time between two looks, if none is asked for.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(2);
@@ -119,9 +118,7 @@ pub fn run(args: &Args, common: Common) -> anyhow::Result<ExitCode> {
             |_| {}
         },
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = runtime()?;
     let output = Output::or_default(args.output);
     let found = runtime.block_on(report(options, args.watch, output));
     // A look-up that hangs on a dead disk must not hold up the end.
@@ -160,17 +157,13 @@ async fn report(
         };
         let findings = matches!(&event.body, Body::SkbHolders(held) if !held.findings.is_empty());
         found = Some(findings);
-        let written = match output {
-            Output::Json => Json::new(stdout()).write(&event),
-            Output::Pretty => Terminal::new(stdout(), colour()).write(&event),
+        let is_read = output.write(&event)?;
+        let Some(pause) = watch.filter(|_| is_read) else {
+            return Ok(Ok(findings));
         };
-        match (written, watch) {
-            (Ok(()), Some(pause)) => tokio::select! {
-                () = stop.as_mut() => return Ok(Ok(findings)),
-                () = tokio::time::sleep(pause) => {}
-            },
-            (Ok(()) | Err(sink::Error::Closed), _) => return Ok(Ok(findings)),
-            (Err(error), _) => return Err(error.into()),
+        tokio::select! {
+            () = stop.as_mut() => return Ok(Ok(findings)),
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }

@@ -5,11 +5,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::triage::{Notice, duration};
-use super::{Common, Output, colour, exit, obstacle};
+use super::{Common, Output, exit, obstacle, runtime};
 use crate::daemon::process::Stop;
-use crate::event::{Body, Event};
+use crate::event::Body;
 use crate::leak::{slab, track};
-use crate::sink::{self, Sink, json::Json, terminal::Terminal};
 
 /// How long to look without `--track`.
 const LOOK: Duration = Duration::from_secs(3);
@@ -130,7 +129,7 @@ pub fn run(args: Args, common: Common) -> anyhow::Result<ExitCode> {
     // A look-up that hangs on a dead disk must not hold up the end.
     runtime.shutdown_background();
     let event = event?;
-    write(args.output, &event)?;
+    Output::or_default(args.output).write(&event)?;
     let healthy = matches!(&event.body, Body::SlabUsage(usage) if usage.healthy);
     Ok(ExitCode::from(if healthy { 0 } else { exit::FINDINGS }))
 }
@@ -173,27 +172,11 @@ pub(super) fn follow(
                 _ => {}
             }
         }
-        _ => write(output, &event)?,
+        _ => {
+            Output::or_default(output).write(&event)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-}
-
-/// Writes one event; a reader that went away is no failure.
-fn write(output: Option<Output>, event: &Event) -> Result<(), sink::Error> {
-    let written = match Output::or_default(output) {
-        Output::Json => Json::new(stdout()).write(event),
-        Output::Pretty => Terminal::new(stdout(), colour()).write(event),
-    };
-    match written {
-        Ok(()) | Err(sink::Error::Closed) => Ok(()),
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,11 @@
 //! `oomprobe triage`: one look at this node.
 
-use std::io::{self, IsTerminal as _, Write as _, stdout};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::{Common, Output, colour, exit};
+use super::{Common, Output, exit, runtime};
 use crate::event::Body;
-use crate::sink::{self, Sink, json::Json, terminal::Terminal};
 use crate::triage;
 
 /// Arguments of `oomprobe triage`.
@@ -52,23 +51,14 @@ pub fn run(args: &Args, common: Common) -> anyhow::Result<ExitCode> {
         duration: args.duration,
         top: args.top,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = runtime()?;
     let notice = Notice::show(args.duration);
     let event = runtime.block_on(triage::run(&options));
     drop(notice);
     // A look-up that hangs on a dead disk must not hold up the end.
     runtime.shutdown_background();
     let event = event?;
-    let written = match Output::or_default(args.output) {
-        Output::Json => Json::new(stdout()).write(&event),
-        Output::Pretty => Terminal::new(stdout(), colour()).write(&event),
-    };
-    match written {
-        Ok(()) | Err(sink::Error::Closed) => {}
-        Err(error) => return Err(error.into()),
-    }
+    Output::or_default(args.output).write(&event)?;
     let healthy = matches!(&event.body, Body::Triage(triage) if triage.healthy);
     Ok(ExitCode::from(if healthy { 0 } else { exit::FINDINGS }))
 }

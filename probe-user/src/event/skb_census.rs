@@ -29,10 +29,14 @@ pub struct SkbCensus {
     pub skbs: u64,
     /// Their true sizes, bytes. What several share counts for each.
     pub bytes: u64,
-    /// Of `skbs`, those that point to a socket or a device, or were found in a socket's queue.
+    /// Of `skbs`, those that point to a socket or a device, were found in a socket's queue, or have a
+    /// function that is called when they are freed.
     pub explained_skbs: u64,
     /// Of `skbs`, those that had changed when they were looked at once more: traffic.
     pub moving_skbs: u64,
+    /// Of `skbs`, those that do not say whose they are, and whose queue there was no time to find:
+    /// `--census full` has more.
+    pub unfollowed_skbs: u64,
     /// Of `skbs`, those that point to nothing.
     pub unreferenced_skbs: u64,
     /// `explained_skbs` and `moving_skbs` by `skbs`. Null without any.

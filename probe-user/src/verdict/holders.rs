@@ -9,6 +9,7 @@ mod unopened;
 use super::steps::{Target, quote};
 use crate::event::label::{self, bytes, seconds};
 use crate::event::{Confidence, Finding, FindingId, Severity, SkbCensus, SkbHolder};
+use crate::pressure::series::approx;
 
 pub use abandoned::abandoned;
 pub use unopened::unopened;
@@ -80,11 +81,6 @@ pub fn unreferenced(census: &SkbCensus, noise: Option<u64>) -> Option<Finding> {
             "oomprobe slab --track skb --duration 60s".to_owned(),
         ],
     })
-}
-
-#[expect(clippy::cast_precision_loss, reason = "compared with a bound, roughly")]
-fn approx(count: u64) -> f64 {
-    count as f64
 }
 
 struct Case<'a> {

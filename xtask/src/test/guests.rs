@@ -407,11 +407,10 @@ impl Results {
     /// What was said on stderr while the scenario of the report with this number ran. Each line names
     /// it, so that a part of a log is of use.
     fn stderr(&self, number: usize, label: &str, scenario: &str) -> String {
-        self.stderr
-            .iter()
-            .filter(|(before, _)| *before == number)
-            .map(|(_, line)| format!("  {label} {scenario} | {line}\n"))
-            .collect()
+        let own = self.stderr.iter().filter(|(before, _)| *before == number);
+        own.fold(String::new(), |text, (_, line)| {
+            format!("{text}  {label} {scenario} | {line}\n")
+        })
     }
 }
 

@@ -39,17 +39,18 @@ pub use socket::{Device, SocketFacts};
 
 use source::Source;
 
-/// Time for looking at a sample: with what it takes to learn where things are, 0.3 s in all.
-const SAMPLE_TIME: Duration = Duration::from_millis(150);
-/// Time for looking at all memory; about as much may be needed again to find queues.
-const FULL_TIME: Duration = Duration::from_secs(60);
+/// Time for a sample: with its report under 0.3 s.
+const SAMPLE_TIME: Duration = Duration::from_millis(270);
+/// Time for looking at all memory.
+const FULL_TIME: Duration = Duration::from_secs(90);
 /// Holders that are listed.
 const MAX_GROUPS: usize = 256;
 
 /// How thoroughly to look.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Time after which no more pages are looked at. Finding queues may take as much again.
+    /// Time for all of it. The last third is for finding queues; and where it takes long to learn where
+    /// things are, a sixth more may be needed for pages, and one for queues.
     pub time_limit: Duration,
     /// Pages after which no more are looked at; `None` for all.
     pub max_pages: Option<u64>,
@@ -70,7 +71,7 @@ impl Options {
         }
     }
 
-    /// All of it, unless that takes more than a minute.
+    /// All of it, unless the pages alone take more than a minute.
     pub const fn full() -> Self {
         Self {
             time_limit: FULL_TIME,
@@ -90,8 +91,8 @@ pub fn take(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Cen
     let started = Instant::now();
     let source = Source::open()?;
     let setup = started.elapsed();
-    let scan = source.scan();
-    let mut census = scan.all_of(options, progress, &mut |addresses| source.names(addresses));
+    let mut name = |addresses: &[u64]| source.names(addresses);
+    let mut census = source.scan().all_of(options, started, progress, &mut name);
     census.setup_ms = scan::millis(setup);
     census.read_by = source.read_by;
     Ok(census)

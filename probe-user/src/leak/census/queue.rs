@@ -4,10 +4,7 @@
 //! that sent them. Their lists are circles through the head, which is a member of the socket that
 //! holds them.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, time::Instant};
 
 use serde::Serialize;
 
@@ -20,7 +17,7 @@ use super::{
     socket::Directory,
 };
 
-/// Most buffers followed that were not found by themselves; bounds memory.
+/// Most looks at buffers that were not found by themselves, and at what lists end in; bounds memory.
 const MAX_STEPS: usize = 1 << 20;
 /// The clock is read this often.
 const STEPS_PER_LOOK: usize = 256;
@@ -61,8 +58,21 @@ pub enum Head {
     Socket(u64, Queue),
     /// At an address that is part of no socket.
     Other(u64),
-    /// Not found: the list changed, ends nowhere, or there was no time.
+    /// Not found: the list changed, or ends nowhere.
     Unknown,
+    /// There was no time to look.
+    NotReached,
+}
+
+/// How far a list was followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// To this address, the first that is no buffer.
+    At(u64),
+    /// To where it goes nowhere, or it is being followed.
+    Nowhere,
+    /// Not to its end: time was up.
+    NotReached,
 }
 
 /// A buffer whose queue is to be found.
@@ -95,24 +105,25 @@ pub struct Queues<'a, M> {
     caches: &'a [Cache],
     /// Links of buffers that were found by themselves.
     links: HashMap<u64, u64>,
-    /// Address at which the list of a buffer ends; 0 while it is followed, and if it has no end.
-    ends: HashMap<u64, u64>,
+    /// Where the list of a buffer ends.
+    ends: HashMap<u64, End>,
     heads: HashMap<(u64, Link), Head>,
     /// Whether the page holds buffers.
     pages: HashMap<u64, bool>,
     until: Instant,
     steps: usize,
+    is_over: bool,
 }
 
 impl<'a, M: Memory> Queues<'a, M> {
-    /// Follows lists for at most `time`.
+    /// Follows lists until `until`.
     pub fn new(
         memory: &'a M,
         ram: &'a Ram,
         layout: &'a Layout,
         caches: &'a [Cache],
         pending: &[Pending],
-        time: Duration,
+        until: Instant,
     ) -> Self {
         Self {
             memory,
@@ -126,45 +137,51 @@ impl<'a, M: Memory> Queues<'a, M> {
             ends: HashMap::new(),
             heads: HashMap::new(),
             pages: HashMap::new(),
-            until: Instant::now() + time,
+            until,
             steps: 0,
+            is_over: false,
         }
     }
 
     /// The head of the list `pending` is in.
     pub fn head(&mut self, sockets: &mut Directory<'_, M>, pending: &Pending) -> Head {
-        let end = self.end(pending);
-        if end == 0 {
-            return Head::Unknown;
-        }
+        let end = match self.end(pending) {
+            End::At(end) => end,
+            End::Nowhere => return Head::Unknown,
+            End::NotReached => return Head::NotReached,
+        };
         if let Some(&head) = self.heads.get(&(end, pending.link)) {
             return head;
+        }
+        if !self.may_step() {
+            return Head::NotReached;
         }
         let head = self.identify(sockets, end, pending.link);
         self.heads.insert((end, pending.link), head);
         head
     }
 
-    /// The first address along the list that is no buffer, 0 if there is none.
-    fn end(&mut self, pending: &Pending) -> u64 {
+    /// Where the list ends that `pending` is in.
+    fn end(&mut self, pending: &Pending) -> End {
         let mut path = Vec::new();
         let (mut at, mut next) = (pending.address, pending.next);
         let end = loop {
             if let Some(&end) = self.ends.get(&at) {
                 break end;
             }
-            // Coming back to a buffer of this very path finds 0: a circle without a head.
-            self.ends.insert(at, 0);
+            // Coming back to a buffer of this very path finds this: a circle without a head.
+            self.ends.insert(at, End::Nowhere);
             path.push(at);
             if next == 0 {
-                break 0;
+                break End::Nowhere;
             }
             let following = match self.links.get(&next).copied() {
                 Some(following) => following,
-                None if !self.is_buffer(next) => break next,
+                None if !self.may_step() => break End::NotReached,
+                None if !self.is_buffer(next) => break End::At(next),
                 None => match self.follow(next, pending.link) {
                     Some(following) => following,
-                    None => break 0,
+                    None => break End::Nowhere,
                 },
             };
             (at, next) = (next, following);
@@ -175,16 +192,16 @@ impl<'a, M: Memory> Queues<'a, M> {
         end
     }
 
-    /// What the buffer at `address` is linked to; `None` if there is no time to look.
-    fn follow(&mut self, address: u64, link: Link) -> Option<u64> {
+    /// Whether there is time to look at one thing more.
+    fn may_step(&mut self) -> bool {
+        let is_due = self.steps.is_multiple_of(STEPS_PER_LOOK);
         self.steps += 1;
-        if self.steps > MAX_STEPS {
-            return None;
-        }
-        if self.steps.is_multiple_of(STEPS_PER_LOOK) && Instant::now() > self.until {
-            self.steps = MAX_STEPS;
-            return None;
-        }
+        self.is_over |= self.steps > MAX_STEPS || (is_due && Instant::now() > self.until);
+        !self.is_over
+    }
+
+    /// What the buffer at `address` is linked to.
+    fn follow(&self, address: u64, link: Link) -> Option<u64> {
         match link {
             Link::Next => self.memory.pointer(address + self.layout.skb.next as u64),
             Link::Sent => {

@@ -22,6 +22,8 @@ pub struct Census {
     pub other: Count,
     /// Buffers that were gone or elsewhere when looked at again: traffic, not held.
     pub moving: Count,
+    /// Buffers that do not say whose they are, and whose queue there was no time to find.
+    pub unfollowed: Count,
     /// Pages of the node.
     pub total_pages: u64,
     /// Pages looked at.

@@ -71,6 +71,8 @@ pub(super) struct Scan<'a, M> {
     per_cache: Vec<(Sum, Sum)>,
     held: HashMap<Key, Held>,
     later: Vec<Later>,
+    /// Buffers whose queue there was no time to find, or no room to remember.
+    unfollowed: Sum,
     all: Sum,
     sampled_pages: u64,
     hit_pages: u64,
@@ -95,6 +97,7 @@ impl<'a, M: Memory> Scan<'a, M> {
             per_cache: vec![Default::default(); caches.len()],
             held: HashMap::new(),
             later: Vec::new(),
+            unfollowed: Sum::default(),
             all: Sum::default(),
             sampled_pages: 0,
             hit_pages: 0,
@@ -102,16 +105,19 @@ impl<'a, M: Memory> Scan<'a, M> {
         }
     }
 
-    /// Takes the census. `name` gives the kernel functions at some addresses.
+    /// Takes the census, for which time runs since `asked`. `name` gives the kernel functions at some
+    /// addresses.
     pub(super) fn all_of(
         mut self,
         options: &Options,
+        asked: Instant,
         progress: &mut dyn FnMut(Progress),
         name: &mut dyn FnMut(&[u64]) -> Vec<Option<String>>,
     ) -> Census {
         let started = Instant::now();
-        let coverage = self.all(options, started, progress);
-        self.find_queues(options.time_limit);
+        let sixth = options.time_limit / 6;
+        let coverage = self.all(options, (asked + sixth * 4).max(started + sixth), progress);
+        self.find_queues((asked + options.time_limit).max(Instant::now() + sixth));
         self.report(options, coverage, started, name)
     }
 
@@ -131,16 +137,16 @@ impl<'a, M: Memory> Scan<'a, M> {
                 self.buffer(0, skb);
             }
         }
-        self.find_queues(options.time_limit);
+        self.find_queues(started + options.time_limit);
         let all = Coverage { taken: 1, all: 1 };
         self.report(options, all, started, name)
     }
 
-    /// Clusters in random order, until all are done or time is up.
+    /// Clusters in random order, until all are done or it is `end`.
     fn all(
         &mut self,
         options: &Options,
-        started: Instant,
+        end: Instant,
         progress: &mut dyn FnMut(Progress),
     ) -> Coverage {
         // A slab is aligned to its size, so that a cluster as large holds all of it or nothing.
@@ -153,12 +159,12 @@ impl<'a, M: Memory> Scan<'a, M> {
         });
         let shuffle = Shuffle::new(clusters.count, options.seed);
         let mut bytes = Vec::new();
-        let mut told = started;
+        let mut told = Instant::now();
         let mut taken = 0;
         while taken < wanted {
             if taken % CLUSTERS_PER_LOOK == 0 {
                 let now = Instant::now();
-                if now - started >= options.time_limit {
+                if now >= end {
                     break;
                 }
                 if now - told >= PROGRESS_EVERY {
@@ -242,13 +248,18 @@ impl<'a, M: Memory> Scan<'a, M> {
             None => has_device,
         };
         let sk = if family.is_some() { skb.sk } else { 0 };
-        if !is_told && skb.next != 0 && self.later.len() < MAX_PENDING {
-            self.later.push(Later {
+        if !is_told && skb.next != 0 {
+            let later = Later {
                 skb,
                 dev,
                 cluster,
                 own_bytes,
-            });
+            };
+            if self.later.len() < MAX_PENDING {
+                self.later.push(later);
+            } else {
+                self.found(&later, Head::NotReached);
+            }
             return;
         }
         let destructor = if skb.link == Link::Sent {
@@ -276,8 +287,8 @@ impl<'a, M: Memory> Scan<'a, M> {
         }
     }
 
-    /// Finds the queues of buffers that do not say who holds them.
-    fn find_queues(&mut self, time: Duration) {
+    /// Finds the queues of buffers that do not say who holds them, until it is `end`.
+    fn find_queues(&mut self, end: Instant) {
         let later = std::mem::take(&mut self.later);
         let pending: Vec<Pending> = later.iter().map(|later| (&later.skb).into()).collect();
         let mut queues = Queues::new(
@@ -286,41 +297,52 @@ impl<'a, M: Memory> Scan<'a, M> {
             self.layout,
             self.caches,
             &pending,
-            time,
+            end,
         );
-        for (later, pending) in later.into_iter().zip(&pending) {
-            let Later {
-                skb,
-                dev,
-                cluster,
-                own_bytes,
-            } = later;
+        for (later, pending) in later.iter().zip(&pending) {
+            let head = queues.head(&mut self.directory, pending);
+            self.found(later, head);
+        }
+    }
+
+    /// Adds a buffer to what is known of its queue.
+    fn found(&mut self, later: &Later, head: Head) {
+        let &Later {
+            skb,
+            dev,
+            cluster,
+            own_bytes,
+        } = later;
+        // Whom it is charged to, if not who holds it, is known without its queue.
+        if head == Head::NotReached && self.directory.socket(skb.sk).is_none() {
+            self.unfollowed
+                .add(cluster, skb.truesize_bytes.into(), own_bytes);
+            return;
+        }
+        let key = Key {
             // What stands there is a list node.
-            let destructor = if skb.link == Link::Sent {
+            destructor: if skb.link == Link::Sent {
                 0
             } else {
                 skb.destructor
-            };
-            let key = Key {
-                destructor,
-                dev,
-                ..Key::default()
-            };
-            let key = match queues.head(&mut self.directory, pending) {
-                Head::Socket(sk, queue) => Key {
-                    sk,
-                    queue: Some(queue),
-                    ..key
-                },
-                Head::Other(list) => Key {
-                    sk: skb.sk,
-                    list,
-                    ..key
-                },
-                Head::Unknown => Key { sk: skb.sk, ..key },
-            };
-            self.add(key, cluster, skb, own_bytes);
-        }
+            },
+            dev,
+            ..Key::default()
+        };
+        let key = match head {
+            Head::Socket(sk, queue) => Key {
+                sk,
+                queue: Some(queue),
+                ..key
+            },
+            Head::Other(list) => Key {
+                sk: skb.sk,
+                list,
+                ..key
+            },
+            Head::Unknown | Head::NotReached => Key { sk: skb.sk, ..key },
+        };
+        self.add(key, cluster, skb, own_bytes);
     }
 
     /// Whether a buffer is where and what it was.
@@ -338,7 +360,7 @@ impl<'a, M: Memory> Scan<'a, M> {
         name: &mut dyn FnMut(&[u64]) -> Vec<Option<String>>,
     ) -> Census {
         let count = |sum: &Sum| Count {
-            groups: 1,
+            groups: u64::from(sum.objects > 0),
             objects: coverage.estimate(sum.objects),
             bytes: coverage.estimate(sum.bytes),
         };
@@ -388,6 +410,7 @@ impl<'a, M: Memory> Scan<'a, M> {
             groups,
             other,
             moving,
+            unfollowed: count(&self.unfollowed),
             total_pages: self.ram.pages(),
             sampled_pages: self.sampled_pages,
             hit_pages: self.hit_pages,

@@ -4,7 +4,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, HashSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use proptest::prelude::*;
@@ -345,7 +345,8 @@ impl Node {
     }
 
     fn census_with(&self, options: &Options) -> Census {
-        self.scan().all_of(options, &mut |_| {}, &mut names)
+        self.scan()
+            .all_of(options, Instant::now(), &mut |_| {}, &mut names)
     }
 
     fn scan(&self) -> Scan<'_, Fake> {
@@ -488,6 +489,38 @@ fn lists_are_followed_through_what_the_sample_left_out() {
             assert_eq!(inode(group), Some(1000), "seed {seed}");
         }
     }
+}
+
+#[test]
+fn what_there_was_no_time_to_follow_is_not_of_nobody() {
+    let mut node = Node::new();
+    let (udp, sender) = (node.socket(2, 17), node.socket(1, 0));
+    let buffers = node.full_slab(1, Buffer::default());
+    node.link(&buffers, udp + LAYOUT.sock.receive_queue as u64);
+    let charged = node.full_slab(2, received(sender));
+    node.link(&charged, udp + LAYOUT.sock.receive_queue as u64);
+    let single = node.full_slab(3, Buffer::default());
+    let now = Options {
+        time_limit: Duration::ZERO,
+        ..Options::full()
+    };
+    let known = [buffers[0], buffers[1], charged[0], single[0]];
+    let census = node.scan().these(&known, &now, &mut names);
+    assert_eq!(
+        (census.unfollowed.groups, census.unfollowed.objects),
+        (1, 2)
+    );
+    let mut groups: Vec<_> = census
+        .groups
+        .iter()
+        .map(|group| (inode(group), group.queue, group.objects))
+        .collect();
+    groups.sort_unstable();
+    // One that is in no list needs no time.
+    assert_eq!(groups, [(None, None, 1), (Some(1001), None, 1)]);
+    let census = node.scan().these(&known, &Options::full(), &mut names);
+    assert_eq!(census.unfollowed.objects, 0);
+    assert!(census.groups.iter().any(|group| inode(group) == Some(1000)));
 }
 
 #[test]

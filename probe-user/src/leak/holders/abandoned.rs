@@ -12,6 +12,7 @@ use crate::event::{NotRead, SkbAbandoned};
 use crate::leak::census::{Census, Group};
 use crate::leak::queues::{Namespace, abandoned};
 use crate::leak::sockets::{Look, Way};
+use crate::pressure::series::approx;
 
 /// Devices that are named.
 const DEVICES: usize = 4;
@@ -86,9 +87,4 @@ fn sum(groups: &[Group], namespaces: &BTreeSet<u64>) -> Option<SkbAbandoned> {
     all.netns = sizes.into_iter().max_by_key(|(_, bytes)| *bytes)?.0;
     all.relative_error = square.sqrt() / approx(all.skbs.max(1));
     Some(all)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "of an error")]
-fn approx(count: u64) -> f64 {
-    count as f64
 }

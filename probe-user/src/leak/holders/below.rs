@@ -7,6 +7,7 @@ use super::shown::{family_name, kind_name};
 use crate::event::{CensusReader, CensusSocket, SkbCensus, SkbGroup};
 use crate::leak::census::{Census, Count, Group, Reader};
 use crate::leak::sockets::{Look, Owner};
+use crate::pressure::series::approx;
 
 /// Groups that are listed.
 const MOST: usize = 16;
@@ -32,12 +33,9 @@ pub(super) async fn named(census: &Census, look: &Look, namer: &mut Namer<'_>) -
         })
     };
     let (all, explained) = (listed(|_| true), listed(is_explained));
-    let skbs = [all, census.other, census.moving]
-        .iter()
-        .fold(0, |sum: u64, count| sum.saturating_add(count.objects));
-    let bytes = [all, census.other, census.moving]
-        .iter()
-        .fold(0, |sum: u64, count| sum.saturating_add(count.bytes));
+    let parts = [all, census.other, census.moving, census.unfollowed];
+    let sum = |part: fn(&Count) -> u64| parts.iter().map(part).fold(0, u64::saturating_add);
+    let (skbs, bytes) = (sum(|count| count.objects), sum(|count| count.bytes));
     let known = explained.objects.saturating_add(census.moving.objects);
     SkbCensus {
         full: census.full,
@@ -54,6 +52,7 @@ pub(super) async fn named(census: &Census, look: &Look, namer: &mut Namer<'_>) -
         bytes,
         explained_skbs: explained.objects,
         moving_skbs: census.moving.objects,
+        unfollowed_skbs: census.unfollowed.objects,
         unreferenced_skbs: all.objects.saturating_sub(explained.objects),
         explained_ratio: (skbs > 0).then(|| super::balance::share(known, skbs)),
         abandoned: None,
@@ -63,7 +62,7 @@ pub(super) async fn named(census: &Census, look: &Look, namer: &mut Namer<'_>) -
 }
 
 /// The biggest of these groups for each of `sets`, at most `most`, without the names of pods and without
-/// what was not found in any queue.
+/// what points to nothing.
 pub(super) fn biggest(
     sets: &[Vec<Group>],
     most: usize,
@@ -142,14 +141,13 @@ impl Alike {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "of an error")]
-fn approx(count: u64) -> f64 {
-    count as f64
-}
-
-/// Whether it is known where the buffers are.
-fn is_explained(group: &Group) -> bool {
-    group.socket.is_some() || group.device.is_some() || group.queue.is_some()
+/// Whether it is known where the buffers are, or at least that something waits for them: who sets a
+/// function to be called when a buffer is freed (SCTP for its chunks) has it in its own books.
+pub(super) fn is_explained(group: &Group) -> bool {
+    group.socket.is_some()
+        || group.device.is_some()
+        || group.queue.is_some()
+        || group.destructor.is_some()
 }
 
 fn public(alike: &Alike, owners: &HashMap<u64, &Owner>, namer: &mut Namer<'_>) -> SkbGroup {

@@ -2,6 +2,7 @@ use std::collections::HashSet;
 
 use super::shown::{family_name, protocol_name};
 use super::*;
+use crate::leak::census::Group;
 use crate::leak::sockets::{STREAM, TCP};
 
 fn look(sockets: impl IntoIterator<Item = (u64, Socket)>) -> Look {
@@ -161,4 +162,20 @@ fn a_creator_is_told_only_if_it_is_another() {
         "it is gone"
     );
     assert!(differs(&cgroup(5, Some("/a")), None));
+}
+
+#[test]
+fn buffers_with_a_function_of_their_own_are_somebodys() {
+    let group = |destructor: Option<&str>| Group {
+        destructor: destructor.map(str::to_owned),
+        device: None,
+        queue: None,
+        socket: None,
+        objects: 1,
+        bytes: 1,
+        own_bytes: 1,
+        relative_error: 0.0,
+    };
+    assert!(below::is_explained(&group(Some("sctp_wfree"))));
+    assert!(!below::is_explained(&group(None)));
 }

@@ -2,6 +2,7 @@
 //!
 //! Hooks and table: [`crate::kernel::track`]. This is the side of it that groups and names.
 
+mod held;
 mod report;
 
 use std::collections::{BTreeMap, HashMap};
@@ -33,7 +34,6 @@ use crate::node::slabinfo;
 pub use crate::kernel::track::What;
 
 use super::envelope::Envelope;
-use super::holders::of_buffers;
 use report::{Groups, Key};
 
 /// What to follow, and how to tell of it.
@@ -64,15 +64,6 @@ const OBJECTS_UNSAMPLED: u32 = 262_144;
 /// Between two looks whether the table fills up. One of 64 objects would have to leak at 20 million a
 /// second to fill its other half meanwhile.
 pub const LOOK: Duration = Duration::from_millis(100);
-
-/// Buffers of a stack whose holders are looked for: what most of them are held by is the same.
-const JOINED: usize = 2048;
-
-/// Stacks of which that is done, those of most buffers.
-const JOINED_STACKS: usize = 16;
-
-/// Holders of a stack that are told.
-const HOLDERS: usize = 3;
 
 /// Without an end that is known, growth is over the last period of this length or twice that.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -231,16 +222,14 @@ impl Follower {
         outstanding.slab_growth_objects = slab_growth;
         told.names(&mut outstanding, resolver, node_name).await;
         if options.what == What::Skb {
-            let joined = outstanding.stacks.len().min(JOINED_STACKS);
-            let listed = groups.all.iter().take(joined);
             // Names took their time: what was freed meanwhile may be somebody else's by now.
             let still = self.tracker.objects()?;
             objects.retain(|address, object| {
                 let now = still.get(address);
                 now.is_some_and(|now| now.since_boot_ns == object.since_boot_ns)
             });
-            let sets = report::addresses(listed, &objects, now_ns, options.min_age_ns(), JOINED);
-            join(&mut outstanding, sets, options, resolver, node_name).await;
+            let sets = held::addresses(&outstanding, &groups, &objects, now_ns, options);
+            held::add(&mut outstanding, sets, options, resolver, node_name).await;
         }
         Ok(match &options.what {
             What::Skb => Body::SkbOutstanding(Box::new(outstanding)),
@@ -302,51 +291,6 @@ fn groups(tracker: &Tracker, options: &Options) -> Result<Groups, Error> {
         boot_ns(),
         options.min_age_ns(),
     ))
-}
-
-/// Adds who holds what each stack allocated; `sets` are the addresses of some buffers of each.
-async fn join(
-    outstanding: &mut Outstanding,
-    sets: Vec<Vec<u64>>,
-    options: &Options,
-    resolver: &Rc<Resolver>,
-    node_name: Option<&str>,
-) {
-    if sets.iter().all(Vec::is_empty) {
-        return;
-    }
-    let looked_at: Vec<u64> = sets.iter().map(|set| set.len() as u64).collect();
-    let held = of_buffers(sets, HOLDERS, &options.host_root, resolver, node_name).await;
-    match held {
-        Ok(held) => {
-            let stacks = outstanding.stacks.iter_mut().zip(held).zip(looked_at);
-            for ((stack, mut held), looked_at) in stacks {
-                for group in &mut held {
-                    let all = |part| scaled(part, stack.objects, looked_at);
-                    if looked_at < stack.objects {
-                        group.relative_error = 1.0 / approx(group.skbs.max(1)).sqrt();
-                    }
-                    (group.skbs, group.bytes) = (all(group.skbs), all(group.bytes));
-                    group.own_bytes = all(group.own_bytes);
-                }
-                stack.held_by = held;
-            }
-        }
-        Err(why) => outstanding
-            .blind_spots
-            .push(format!("who holds them now: {why}")),
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "of an error")]
-fn approx(count: u64) -> f64 {
-    count as f64
-}
-
-/// What `part` of so many that were looked at stands for of `all`.
-fn scaled(part: u64, all: u64, looked_at: u64) -> u64 {
-    let scaled = u128::from(part) * u128::from(all) / u128::from(looked_at.max(1));
-    u64::try_from(scaled).unwrap_or(u64::MAX)
 }
 
 /// What slabinfo counts of it.

@@ -39,32 +39,6 @@ impl Group {
     }
 }
 
-/// Addresses of the objects of each of these groups, of those that are at least `min_age_ns` old at
-/// `now_ns`; at most `most` of each.
-pub(super) fn addresses<'a>(
-    groups: impl Iterator<Item = &'a Group>,
-    objects: &HashMap<u64, Object>,
-    now_ns: u64,
-    min_age_ns: u64,
-    most: usize,
-) -> Vec<Vec<u64>> {
-    let places: HashMap<Key, usize> = groups
-        .enumerate()
-        .map(|(place, group)| (group.key(), place))
-        .collect();
-    let mut sets = vec![Vec::new(); places.len()];
-    for (address, object) in objects {
-        let is_old = now_ns.saturating_sub(object.since_boot_ns) >= min_age_ns;
-        let place = places.get(&(object.stack_id, object.memcg_id));
-        if let Some(set) = place.filter(|_| is_old).and_then(|at| sets.get_mut(*at))
-            && set.len() < most
-        {
-            set.push(*address);
-        }
-    }
-    sets
-}
-
 /// The followed objects at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Groups {

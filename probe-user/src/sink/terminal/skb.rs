@@ -218,9 +218,13 @@ fn census(page: &mut Page, census: &SkbCensus) {
         CensusReader::Kcore => "/proc/kcore",
         CensusReader::Bpf => "BPF",
     };
+    let unfollowed = match census.unfollowed_skbs {
+        0 => String::new(),
+        count => format!(" · no time to follow: {count}"),
+    };
     let text = format!(
         "{} buffers{ratio} found in the slabs with their socket or device, {} · moving: {} · of \
-         nobody: {} · {error}: {} of {} pages, in {} ms by {by}",
+         nobody: {}{unfollowed} · {error}: {} of {} pages, in {} ms by {by}",
         census.explained_skbs,
         bytes(census.bytes),
         census.moving_skbs,
