@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use crate::cgroup::{Cgroup, Container};
@@ -316,8 +316,10 @@ pub fn nothing_lost(events: &[Value]) -> Result<()> {
         Some("gap") => true,
         _ => false,
     });
-    ensure!(lost.is_none(), "{lost:?}");
-    Ok(())
+    match lost {
+        Some(event) => bail!("something was lost: {event}"),
+        None => Ok(()),
+    }
 }
 
 /// Bytes as the event writes them: what is no UTF-8 becomes `\xNN`.

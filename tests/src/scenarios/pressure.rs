@@ -247,6 +247,15 @@ fn refault_wait(context: &mut Context) -> Result<()> {
         until(context.deadline, "waiting", || {
             Ok((waited_us(&cgroup)? >= 4_000_000).then_some(()))
         })?;
+        if name == "reading" {
+            // Of which of the two the kernel says so depends on what it takes for a page in active use;
+            // and on a busy machine it is long until there are any.
+            until(context.deadline, "waiting for a page to come back", || {
+                let events = tracer.events();
+                let told = events.iter().any(|event| event["stall"] == "refault_wait");
+                Ok(told.then_some(()))
+            })?;
+        }
         drop(hog);
         accounts.push((name, path_of(&cgroup), waited_us(&cgroup)?));
         cgroup.remove()?;
@@ -254,14 +263,12 @@ fn refault_wait(context: &mut Context) -> Result<()> {
     tracer.stop()?;
 
     let all = tracer.events();
-    let mut refaults_ns = 0;
     for (name, path, waited_us) in accounts {
         let mut totals_ns = BTreeMap::new();
         for event in events_about(&all, "reclaim_stall", &path) {
             let stall = event["stall"].as_str().unwrap_or_default().to_owned();
             totals_ns.insert(stall, number(&event, "total_ns")?);
         }
-        refaults_ns += totals_ns.get("refault_wait").copied().unwrap_or(0);
         near(
             &format!("{name}: time waited of all kinds, ms ({totals_ns:?})"),
             Duration::from_nanos(totals_ns.values().sum()).as_secs_f64() * 1e3,
@@ -269,8 +276,6 @@ fn refault_wait(context: &mut Context) -> Result<()> {
             10.0,
         )?;
     }
-    // Of which of the two the kernel says so depends on what it takes for a page in active use.
-    ensure!(refaults_ns > 0, "nobody waited for a page to come back");
     nothing_lost(&all)
 }
 
