@@ -454,7 +454,8 @@ impl Pressure {
                     }
                     self.full.push(path);
                 }
-                // The next cheap look finds out what is wrong.
+                // The next cheap look finds that too.
+                Err(error) if look::is_gone(&error) => {}
                 Err(_) => self.failed_looks += 1,
             }
         }

@@ -108,6 +108,19 @@ fn what_is_near_its_limit_gets_full_looks_and_the_others_their_turn() {
 }
 
 #[test]
+fn a_cgroup_that_is_removed_as_its_full_looks_begin_is_no_failed_look() {
+    in_runtime(|| {
+        let fake = Fake::new();
+        fake.put("/pod", 900, Some(1000), 0);
+        let mut pressure = fake.open();
+        fs::remove_dir_all(fake.dir.path().join("pod")).unwrap();
+        pressure.tick(clock::boot_ns());
+        assert!(full(&pressure).is_empty());
+        assert_eq!(pressure.shortfall().failed_looks, 0);
+    });
+}
+
+#[test]
 fn a_limit_hit_is_followed_ten_times_a_second_for_ten_seconds() {
     in_runtime(|| {
         let fake = Fake::new();
