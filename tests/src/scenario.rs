@@ -137,7 +137,7 @@ pub struct Scenario {
     pub needs: &'static [Need],
     /// Disturbs the whole machine: runs only when it is named, in a guest of its own.
     pub guest_exclusive: bool,
-    /// Takes minutes: runs only when it is named, or with kernels other than the default ones.
+    /// Takes minutes: runs only when it is named, or in guests of a kernel that is named.
     pub slow: bool,
     /// Time it may take on a machine with virtualisation; a guest gets more.
     pub seconds: u32,
