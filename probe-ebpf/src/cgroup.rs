@@ -33,7 +33,7 @@ fn body(cgroup: *const u8, path: *const u8, change: u32) {
         return;
     };
     let Some((record, out)) =
-        Record::new::<CgroupChange>(Slot::Other, kind::CGROUP, source::RAW_TP)
+        Record::new::<CgroupChange>(Slot::Cgroup, kind::CGROUP, source::RAW_TP)
     else {
         return;
     };

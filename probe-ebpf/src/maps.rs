@@ -50,7 +50,7 @@ pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.len(
 /// Where a record is put together. One slot per [`Slot`], as programs of different slots may
 /// interrupt each other on one CPU; a program never interrupts itself.
 #[map]
-pub static SCRATCH: PerCpuArray<[u8; SCRATCH_LEN]> = PerCpuArray::with_max_entries(6, 0);
+pub static SCRATCH: PerCpuArray<[u8; SCRATCH_LEN]> = PerCpuArray::with_max_entries(8, 0);
 
 /// Slots of [`SCRATCH`].
 #[derive(Clone, Copy)]
@@ -59,14 +59,18 @@ pub enum Slot {
     Oom = 0,
     /// Signals.
     Signal = 1,
-    /// The OOM reaper and cgroup life cycle.
-    Other = 2,
+    /// Cgroup life cycle, under the kernel's `cgroup_mutex`.
+    Cgroup = 2,
     /// Iterators, which run one at a time.
     Iterator = 3,
     /// Limit hits.
     Limit = 4,
     /// Exits.
     Exit = 5,
+    /// The OOM reaper.
+    Reap = 6,
+    /// Reclaim of a memory cgroup.
+    Reclaim = 7,
 }
 
 /// `oc` of the `out_of_memory()` call in progress, for a return probe that cannot see arguments:

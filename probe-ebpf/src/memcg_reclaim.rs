@@ -104,7 +104,7 @@ fn begin_somewhere(source: u32) {
     let now = unsafe { bpf_ktime_get_boot_ns() };
     // In the buffer, from where it is any number to the verifier: else all that may have been found
     // further down is walked again at each level (see `Record`).
-    let Some(found) = SCRATCH.get_ptr_mut(Slot::Limit as u32) else {
+    let Some(found) = SCRATCH.get_ptr_mut(Slot::Reclaim as u32) else {
         return;
     };
     let found = found.cast::<Found>();

@@ -3,11 +3,16 @@
 //! match-proto: tracepoint `sched_process_exit(struct task_struct *p)`, newer kernels add
 //! `bool group_dead` (include/trace/events/sched.h). Up to 6.12 it fires after the memory was
 //! given back (`exit_mm()`), from 6.16 on before.
+//!
+//! `void taskstats_exit(struct task_struct *tsk, int group_dead)` (kernel/taskstats.c), which
+//! `do_exit()` calls just before, serves where tracepoints can be preempted: of a group that dies
+//! together, one that is stopped in the middle of a program would have the kernel skip the program
+//! for all others on its CPU. A kprobe is not preempted.
 
 use aya_ebpf::{
     helpers::bpf_get_current_pid_tgid,
-    macros::{btf_tracepoint, raw_tracepoint},
-    programs::{BtfTracePointContext, RawTracePointContext},
+    macros::{btf_tracepoint, kprobe, raw_tracepoint},
+    programs::{BtfTracePointContext, ProbeContext, RawTracePointContext},
 };
 use probe_common::{
     layout::deaths,
@@ -41,6 +46,14 @@ fn exit_rt(ctx: RawTracePointContext) -> i32 {
         None
     };
     body::<Probed>(ctx.arg(0), group_dead, leader, source::RAW_TP);
+    0
+}
+
+#[kprobe(function = "taskstats_exit")]
+fn exit_kp(ctx: ProbeContext) -> u32 {
+    if let (Some(task), Some(group_dead)) = (ctx.arg(0), ctx.arg::<i32>(1)) {
+        body::<Probed>(task, Some(group_dead != 0), leader, source::KPROBE);
+    }
     0
 }
 

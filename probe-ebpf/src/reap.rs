@@ -25,7 +25,7 @@ fn reap_skip_rt(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn body(tid: i32, stage: u32) {
-    let Some((record, out)) = Record::new::<Reap>(Slot::Other, kind::REAP, source::RAW_TP) else {
+    let Some((record, out)) = Record::new::<Reap>(Slot::Reap, kind::REAP, source::RAW_TP) else {
         return;
     };
     out.tid = tid as u32;

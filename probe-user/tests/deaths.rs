@@ -46,7 +46,7 @@ struct Deaths {
 
 impl Deaths {
     fn follow(mode: u32) -> Self {
-        let mut probe = Probe::attach(&layout(), 0, mode).unwrap();
+        let mut probe = Probe::attach(&layout(), 0, mode, false).unwrap();
         let ring = probe.take_deaths().unwrap();
         Self { probe, ring }
     }

@@ -147,7 +147,7 @@ fn hog() {
 
 fn attach() -> Probe {
     let layout = layout::resolve(&Btf::running().unwrap()).layout().unwrap();
-    Probe::attach(&layout, 0, deaths::OFF).unwrap()
+    Probe::attach(&layout, 0, deaths::OFF, false).unwrap()
 }
 
 fn hits(probe: &mut Probe) -> Vec<(LimitHit, Vec<u8>)> {

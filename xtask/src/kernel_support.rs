@@ -49,6 +49,7 @@ const LADDER: &str = "\
 ## The ladder
 
 The hooks that can serve each signal, best first. The first that a kernel takes is used.
+`kprobe:taskstats_exit` is tried only where tracepoints can be preempted.
 ";
 
 const REFUSED: &str = "\
@@ -166,7 +167,7 @@ fn document(examined: &[Examined]) -> String {
     let signals = first.map_or(&[][..], |(_, report)| report.signals.as_slice());
     for part in [
         served(examined, signals),
-        ladder(signals),
+        ladder(examined, signals),
         refused(examined),
         absent(examined),
     ] {
@@ -203,10 +204,14 @@ fn served(examined: &[Examined], signals: &[SignalRow]) -> String {
     out
 }
 
-fn ladder(signals: &[SignalRow]) -> String {
+fn ladder(examined: &[Examined], signals: &[SignalRow]) -> String {
     let mut out = format!("{LADDER}\n| signal | hooks, best first |\n|---|---|\n");
     for signal in signals {
-        let hooks: Vec<String> = signal
+        // A rung that is none on some kernels is not in what they say.
+        let rows = examined.iter().flat_map(|(_, report)| &report.signals);
+        let same = rows.filter(|row| row.signal == signal.signal);
+        let whole = same.max_by_key(|row| row.rungs.len()).unwrap_or(signal);
+        let hooks: Vec<String> = whole
             .rungs
             .iter()
             .map(|rung| format!("`{}`", rung.hook))

@@ -12,7 +12,7 @@ use crate::{
     kernel::{
         btf::Btf,
         facts::{Facts, Roots},
-        ladder::Signal,
+        ladder::{self, Signal},
         layout,
         loader::{self, Surveyed},
         problems::Problem,
@@ -119,7 +119,9 @@ fn examine(args: &Args, report: &mut Report) -> anyhow::Result<()> {
     if args.btf.is_some() {
         return Ok(());
     }
-    let surveyed = loader::survey(&kernel_layout, report.facts.cpus_possible.unwrap_or(0))?;
+    let cpus = report.facts.cpus_possible.unwrap_or(0);
+    let preemptible = ladder::tracepoints_are_preemptible(&btf);
+    let surveyed = loader::survey(&kernel_layout, cpus, preemptible)?;
     report.can_trace = surveyed
         .iter()
         .any(|(signal, rungs)| *signal == Signal::VictimMark && rungs.iter().any(|r| r.1.is_ok()));

@@ -64,7 +64,7 @@ use crate::{
         btf::Btf,
         facts::{Facts, Roots},
         kallsyms,
-        ladder::Signal,
+        ladder::{self, Signal},
         layout,
         loader::Probe,
     },
@@ -155,12 +155,16 @@ impl Daemon {
         let started = Instant::now();
         let proc = options.host_root.join("proc");
         let sys = options.host_root.join("sys");
-        let report = layout::resolve(&Btf::running().context(BTF_REMEDY)?);
+        let btf = Btf::running().context(BTF_REMEDY)?;
+        let report = layout::resolve(&btf);
+        let preemptible = ladder::tracepoints_are_preemptible(&btf);
+        drop(btf);
         let kernel_layout = report.layout()?;
         let cpus = host::possible_cpus(&sys)
             .ok()
             .and_then(|cpus| u32::try_from(cpus).ok());
-        let mut probe = Probe::attach(&kernel_layout, cpus.unwrap_or(0), options.deaths.mode())?;
+        let deaths = options.deaths.mode();
+        let mut probe = Probe::attach(&kernel_layout, cpus.unwrap_or(0), deaths, preemptible)?;
         // The kernel's types were needed until here: some 20 MiB that nobody needs any more.
         release_memory();
         protect_from_oom(&proc);

@@ -217,7 +217,7 @@ impl Btf {
         Type::read(self, id, self.bytes.get(start as usize..)?)
     }
 
-    /// All structs, unions, typedefs and functions of this name.
+    /// All structs, unions, typedefs, functions and (per-CPU) variables of this name.
     pub fn named<'a>(&'a self, name: &str) -> impl Iterator<Item = Type<'a>> {
         let wanted = hash(name.as_bytes());
         let first = self.by_name.partition_point(|&(hash, _)| hash < wanted);
@@ -238,6 +238,16 @@ impl Btf {
     /// That does not mean it can be attached to: inline copies have it too.
     pub fn has_func(&self, name: &str) -> bool {
         self.named(name).any(|ty| ty.kind() == Kind::Func)
+    }
+
+    /// True if the kernel has a per-CPU variable of this name; of others BTF does not tell.
+    pub fn has_variable(&self, name: &str) -> bool {
+        self.named(name).any(|ty| ty.kind() == Kind::Var)
+    }
+
+    /// True if the kernel defines a type of this name by `typedef`.
+    pub fn has_typedef(&self, name: &str) -> bool {
+        self.named(name).any(|ty| ty.kind() == Kind::Typedef)
     }
 
     /// Member at `path` (dots between steps) of struct or union `ty`.

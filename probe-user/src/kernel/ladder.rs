@@ -5,6 +5,8 @@
 
 use probe_common::layout::KernelLayout;
 
+use super::btf::Btf;
+
 /// Something the tracer observes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Signal {
@@ -162,6 +164,9 @@ pub struct Rung {
     pub programs: &'static [(&'static str, Hook)],
     /// What this kernel's types must say for the rung to make sense.
     pub needs: Option<Need>,
+    /// The rung is better than the next only where tracepoints
+    /// [can be preempted](tracepoints_are_preemptible), and is none elsewhere.
+    pub only_if_preemptible: bool,
 }
 
 /// A condition on the kernel's types.
@@ -180,10 +185,20 @@ impl Rung {
     }
 }
 
+/// Whether a task can be stopped in the middle of a program on a tracepoint, while which the kernel
+/// does not run that program for other tasks on the CPU: where a tracepoint calls its programs under
+/// SRCU and with preemption enabled (`guard(srcu_fast_notrace)(&tracepoint_srcu)`,
+/// include/linux/tracepoint.h). Up to 6.12, `tracepoint_srcu` is for idle CPUs only and there is no
+/// such guard.
+pub fn tracepoints_are_preemptible(btf: &Btf) -> bool {
+    btf.has_variable("tracepoint_srcu_srcu_data") && btf.has_typedef("class_srcu_fast_notrace_t")
+}
+
 const fn rung(programs: &'static [(&'static str, Hook)]) -> Rung {
     Rung {
         programs,
         needs: None,
+        only_if_preemptible: false,
     }
 }
 
@@ -274,6 +289,7 @@ pub const LADDER: &[(Signal, &[Rung])] = &[
             Rung {
                 programs: &[("mreclaim_rt", RECLAIM_BEGIN), RECLAIM_END],
                 needs: RECLAIM_NEEDS_MEMCG,
+                only_if_preemptible: false,
             },
             rung(&[
                 ("mreclaim_fe", Hook::FEntry("try_to_free_mem_cgroup_pages")),
@@ -316,6 +332,10 @@ pub const LADDER: &[(Signal, &[Rung])] = &[
     (
         Signal::ProcessExit,
         &[
+            Rung {
+                only_if_preemptible: true,
+                ..rung(&[("exit_kp", Hook::KProbe("taskstats_exit"))])
+            },
             rung(&[("exit_tb", Hook::TpBtf("sched_process_exit"))]),
             rung(&[("exit_rt", Hook::RawTp("sched_process_exit"))]),
         ],
@@ -350,10 +370,12 @@ pub const LADDER: &[(Signal, &[Rung])] = &[
             Rung {
                 programs: &[("mark_rt", Hook::RawTp("mark_victim"))],
                 needs: MARK_NEEDS_TASK,
+                only_if_preemptible: false,
             },
             Rung {
                 programs: &[("mark_tb", Hook::TpBtf("mark_victim"))],
                 needs: MARK_NEEDS_TASK,
+                only_if_preemptible: false,
             },
             rung(&[("mark_fe", Hook::FEntry("mark_oom_victim"))]),
             rung(&[("mark_kp", Hook::KProbe("mark_oom_victim"))]),

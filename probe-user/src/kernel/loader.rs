@@ -115,8 +115,14 @@ impl Probe {
     /// Loads and attaches.
     ///
     /// `cpus` is the number of possible CPUs, `deaths` which deaths are told: one of
-    /// [`probe_common::layout::deaths`].
-    pub fn attach(layout: &KernelLayout, cpus: u32, deaths: u32) -> Result<Self, LoadError> {
+    /// [`probe_common::layout::deaths`]; `preemptible` what
+    /// [`tracepoints_are_preemptible`](super::ladder::tracepoints_are_preemptible) says.
+    pub fn attach(
+        layout: &KernelLayout,
+        cpus: u32,
+        deaths: u32,
+        preemptible: bool,
+    ) -> Result<Self, LoadError> {
         let mut ebpf = load(layout, cpus, deaths)?;
         let lost = map(&mut ebpf, "LOST", PerCpuArray::try_from)?;
         let critical = map(&mut ebpf, "CRITICAL", RingBuf::try_from)?;
@@ -138,7 +144,7 @@ impl Probe {
                     hook: None,
                     refused: hooks(rungs).map(|hook| (hook, why.clone())).collect(),
                 },
-                None => serve(&mut ebpf, &btf, layout, *signal, rungs),
+                None => serve(&mut ebpf, &btf, layout, *signal, on(rungs, preemptible)),
             };
             match (signal, result.hook) {
                 (Signal::OomDecision, Some(_)) => known.has_decision = 1,
@@ -236,8 +242,9 @@ impl Probe {
     }
 
     /// How often the kernel did not run an attached program, by its name, with its hook: another
-    /// task had been stopped in the middle of the same program on that CPU. It happens where
-    /// tracepoints can be preempted. An upper bound of what was missed, as most runs find nothing to tell.
+    /// task had been stopped in the middle of the same program on that CPU
+    /// ([`tracepoints_are_preemptible`](super::ladder::tracepoints_are_preemptible)), or in a BPF
+    /// system call, for a kprobe. An upper bound of what was missed, as most runs find nothing to tell.
     /// Kernels that do not count it (`recursion_misses` in fdinfo, `bpf_prog_show_fdinfo()`,
     /// kernel/bpf/syscall.c) add nothing.
     pub fn skipped(&self) -> Vec<(&'static str, Hook, u64)> {
@@ -297,7 +304,11 @@ pub(super) fn of_fdinfo(fd: BorrowedFd<'_>, key: &str) -> Option<u64> {
 
 /// Loads and attaches every rung of every signal, one at a time, and takes each back: what this
 /// kernel allows, for `oomprobe doctor`.
-pub fn survey(layout: &KernelLayout, cpus: u32) -> Result<Vec<Surveyed>, LoadError> {
+pub fn survey(
+    layout: &KernelLayout,
+    cpus: u32,
+    preemptible: bool,
+) -> Result<Vec<Surveyed>, LoadError> {
     let mut ebpf = load(layout, cpus, deaths::CONTAINERS)?;
     let btf = Btf::from_sys_fs()?;
     let mut surveyed: Vec<Surveyed> = Vec::with_capacity(LADDER.len());
@@ -311,7 +322,7 @@ pub fn survey(layout: &KernelLayout, cpus: u32) -> Result<Vec<Surveyed>, LoadErr
             surveyed.push((*signal, refused.collect()));
             continue;
         }
-        let rungs = rungs.iter().filter_map(|rung| {
+        let rungs = on(rungs, preemptible).filter_map(|rung| {
             let result = try_rung(&mut ebpf, &btf, layout, rung);
             if result.is_ok() {
                 unload(&mut ebpf, rung.programs);
@@ -366,7 +377,7 @@ fn serve(
     btf: &Btf,
     layout: &KernelLayout,
     signal: Signal,
-    rungs: &[Rung],
+    rungs: impl Iterator<Item = &'static Rung>,
 ) -> Served {
     let mut refused = Vec::new();
     for rung in rungs {
@@ -387,6 +398,12 @@ fn serve(
         hook: None,
         refused,
     }
+}
+
+/// The rungs that make sense where tracepoints can be preempted, or where they cannot.
+fn on(rungs: &'static [Rung], preemptible: bool) -> impl Iterator<Item = &'static Rung> {
+    let makes_sense = move |rung: &&Rung| preemptible || !rung.only_if_preemptible;
+    rungs.iter().filter(makes_sense)
 }
 
 fn hooks(rungs: &[Rung]) -> impl Iterator<Item = Hook> {

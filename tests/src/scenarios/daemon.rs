@@ -234,5 +234,19 @@ fn every_rung(context: &mut Context) -> Result<()> {
         }
     }
     ensure!(broken.is_empty(), "{}", broken.join("\n"));
+
+    // Since 7.0 a tracepoint can be preempted, and a program on it be skipped: a kprobe cannot.
+    let release = report["facts"]["kernel_release"].as_str();
+    let major = release.and_then(|release| release.split('.').next()?.parse::<u32>().ok());
+    let probed = function_hooks && major.context("kernel_release")? >= 7;
+    let exits = signals
+        .iter()
+        .find(|signal| signal["signal"] == "process_exit")
+        .context("process_exit")?;
+    ensure!(
+        (exits["hook"] == "kprobe:taskstats_exit") == probed,
+        "exits are seen by {}",
+        exits["hook"]
+    );
     Ok(())
 }

@@ -85,7 +85,7 @@ impl Kind {
     pub(super) const fn is_indexed(self) -> bool {
         matches!(
             self,
-            Self::Struct | Self::Union | Self::Typedef | Self::Func
+            Self::Struct | Self::Union | Self::Typedef | Self::Func | Self::Var
         )
     }
 

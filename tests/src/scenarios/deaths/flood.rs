@@ -134,6 +134,9 @@ fn death_flood(context: &mut Context) -> Result<()> {
 /// The kernel did not run a program, as it was in the middle of it on that CPU.
 const SKIPPED: &str = "program_skipped";
 
+/// Where exits are seen.
+const EXIT_HOOKS: [&str; 2] = [":sched_process_exit", ":taskstats_exit"];
+
 /// An event found the queue of the output full.
 const QUEUE_FULL: &str = "sink_queue_full";
 
@@ -142,7 +145,7 @@ fn losses(events: &[Value]) -> Result<BTreeMap<String, u64>> {
     const REASONS: [&str; 4] = ["death_ring_full", "death_backlog_full", QUEUE_FULL, SKIPPED];
     let is_of_exits = |event: &&Value| {
         let hook = event["hook"].as_str();
-        hook.is_none_or(|hook| hook.ends_with(":sched_process_exit"))
+        hook.is_none_or(|hook| EXIT_HOOKS.iter().any(|exit| hook.ends_with(exit)))
     };
     let mut losses = BTreeMap::new();
     let all = events.iter().filter(|event| event["kind"] == "loss");

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
 use super::{Stage, own_pid, send};
+use crate::deadline::until;
 use crate::death::Death;
 use crate::expect::at;
 use crate::hog::End;
@@ -71,7 +72,8 @@ fn parent_died(context: &mut Context) -> Result<()> {
 }
 
 fn namespace_init_died(context: &mut Context) -> Result<()> {
-    const CHILDREN: u64 = 5;
+    // Enough that some are stopped while they exit, and others exit meanwhile.
+    const CHILDREN: u64 = 50;
     let stage = Stage::new(context, 0x41)?;
     let arguments = ["end", "family", &CHILDREN.to_string(), "3"];
     let mut init = stage
@@ -94,23 +96,32 @@ fn namespace_init_died(context: &mut Context) -> Result<()> {
         return Ok(());
     };
     // Each has an event of its own, or went with the first.
-    let mut told = 0;
-    for child in members {
-        let death = Death::by_signal(child, Signal::SIGKILL)?
-            .inside(&stage.container, "child", false)
-            .sent("pid_namespace", pid)
-            .because("init_died");
-        let events = tracer.events();
-        if let Some(event) = events.iter().find(|event| death.is_told_by(event)) {
-            death.check(event)?;
-            told += 1;
-        }
-    }
     let others = at(&event, "others").as_u64().context("others")?;
-    ensure!(
-        others + told == CHILDREN,
-        "{others} went along and {told} are told, of {CHILDREN}"
-    );
+    let deaths: Vec<Death> = members
+        .into_iter()
+        .map(|child| {
+            let death = Death::by_signal(child, Signal::SIGKILL)?
+                .inside(&stage.container, "child", false)
+                .sent("pid_namespace", pid)
+                .because("init_died");
+            Ok(death)
+        })
+        .collect::<Result<_>>()?;
+    let mut told = 0;
+    let all = until(context.deadline, "each of the family", || {
+        told = 0;
+        let events = tracer.events();
+        for death in &deaths {
+            if let Some(event) = events.iter().find(|event| death.is_told_by(event)) {
+                death.check(event)?;
+                told += 1;
+            }
+        }
+        Ok((others + told >= CHILDREN).then_some(others + told))
+    });
+    let all =
+        all.with_context(|| format!("{others} went along and {told} are told, of {CHILDREN}"))?;
+    ensure!(all == CHILDREN, "{all} are told, of {CHILDREN}");
     Ok(())
 }
 
