@@ -294,3 +294,14 @@ pub struct NotRead {
     /// Why, and if it is known, how it can be.
     pub why: String,
 }
+
+impl NotRead {
+    /// `refused` processes may not be asked about `what`.
+    pub fn refused(what: &str, refused: u64) -> Self {
+        let processes = if refused == 1 { "process" } else { "processes" };
+        Self {
+            what: what.to_owned(),
+            why: format!("permission denied for {refused} {processes}: needs CAP_SYS_PTRACE"),
+        }
+    }
+}

@@ -49,10 +49,10 @@ pub(super) fn find(
                 }
             }
             if refused > 0 {
-                not_read.push(NotRead {
-                    what: "network namespaces of all processes".to_owned(),
-                    why: format!("permission denied for {refused}: needs CAP_SYS_PTRACE"),
-                });
+                not_read.push(NotRead::refused(
+                    "network namespaces of all processes",
+                    refused,
+                ));
             }
         }
         Err(error) => not_read.push(NotRead {

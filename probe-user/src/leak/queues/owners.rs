@@ -56,10 +56,7 @@ pub(super) fn find(
         }
     }
     if refused > 0 {
-        not_read.push(NotRead {
-            what: "open files of all processes".to_owned(),
-            why: format!("permission denied for {refused}: needs CAP_SYS_PTRACE"),
-        });
+        not_read.push(NotRead::refused("open files of all processes", refused));
     }
     owners
 }
