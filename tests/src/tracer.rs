@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,9 @@ use crate::deadline::until;
 
 /// For attaching and for ending; a guest without KVM needs most of it.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Standard output and standard error.
+const OUTPUTS: usize = 2;
 
 /// A running tracer; killed when dropped.
 #[derive(Debug)]
@@ -31,7 +34,8 @@ struct Output {
     bad_lines: Mutex<Vec<String>>,
     stderr: Mutex<Vec<u8>>,
     paused: AtomicBool,
-    ended: AtomicBool,
+    /// How many of its outputs are at their end.
+    ended: AtomicUsize,
 }
 
 impl Tracer {
@@ -58,6 +62,7 @@ impl Tracer {
             while let Ok(length @ 1..) = stderr.read(&mut piece) {
                 lock(&errors.stderr).extend_from_slice(&piece[..length]);
             }
+            errors.ended.fetch_add(1, Ordering::AcqRel);
         });
         std::thread::spawn(move || output.collect(stdout));
         let status = tracer.wait_for("probe_status", Instant::now() + PATIENCE, |event| {
@@ -74,9 +79,9 @@ impl Tracer {
         Ok(tracer)
     }
 
-    /// Whether it has closed its output.
+    /// Whether it has closed its outputs, and all that was in them is here.
     pub fn has_ended(&self) -> bool {
-        self.output.ended.load(Ordering::Acquire)
+        self.output.ended.load(Ordering::Acquire) == OUTPUTS
     }
 
     /// All events so far.
@@ -215,7 +220,7 @@ impl Output {
             }
             line.clear();
         }
-        self.ended.store(true, Ordering::Release);
+        self.ended.fetch_add(1, Ordering::AcqRel);
     }
 }
 
