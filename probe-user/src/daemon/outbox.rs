@@ -42,7 +42,8 @@ pub enum Ending {
 
 /// The way out.
 pub(super) struct Outbox {
-    queue: Option<SyncSender<Event>>,
+    /// Boxed: the queue has room for all of them from the start.
+    queue: Option<SyncSender<Box<Event>>>,
     thread: Option<JoinHandle<Result<(), Error>>>,
     closed: Option<oneshot::Receiver<()>>,
     host: Host,
@@ -220,7 +221,7 @@ impl Outbox {
         let time = self.context.time(boot_ns);
         let event = complete(Event::new(time, boot_ns, self.seq, self.host.clone(), body));
         self.seq += 1;
-        match queue.try_send(event) {
+        match queue.try_send(Box::new(event)) {
             Ok(()) => {
                 self.queued += 1;
                 *self.counts.entry(kind.to_owned()).or_default() += 1;
@@ -265,7 +266,11 @@ impl Outbox {
     }
 }
 
-fn drain<S: Sink>(mut sink: S, events: &Receiver<Event>, written: &AtomicU64) -> Result<(), Error> {
+fn drain<S: Sink>(
+    mut sink: S,
+    events: &Receiver<Box<Event>>,
+    written: &AtomicU64,
+) -> Result<(), Error> {
     for event in events {
         sink.write(&event)?;
         written.fetch_add(1, Ordering::Relaxed);

@@ -25,7 +25,7 @@ use crate::{
         memcg::{MemcgFiles, MemcgReading, Version},
         meminfo::{Meminfo, MeminfoFile},
         process::{Cmdline, ProcessDir},
-        psi::{self, Pressure, Reading},
+        psi::{Pressure, PressureFile},
         slabinfo::{self, Cache},
         zoneinfo,
     },
@@ -113,6 +113,8 @@ pub struct Collector {
     sys: PathBuf,
     hierarchies: Option<Hierarchies>,
     meminfo: Option<MeminfoFile>,
+    /// Of cpu, memory, io.
+    pressure: [Option<PressureFile>; 3],
     watermark_min_pages: Option<u64>,
     memcgs: Vec<(Vec<u8>, MemcgFiles)>,
     kmsg: Option<KmsgReader>,
@@ -137,6 +139,8 @@ impl Collector {
             sys: host_root.join("sys"),
             hierarchies,
             meminfo: MeminfoFile::open(&proc).ok(),
+            pressure: ["cpu", "memory", "io"]
+                .map(|resource| PressureFile::open(proc.join("pressure").join(resource)).ok()),
             // Set at boot and by an administrator: once is enough.
             watermark_min_pages: zoneinfo::min_pages(&proc).ok(),
             memcgs: Vec::new(),
@@ -161,10 +165,9 @@ impl Collector {
             evidence.node = Some((meminfo, delay_ns));
         }
         evidence.watermark_min_pages = self.watermark_min_pages;
-        for (slot, resource) in evidence.pressure.iter_mut().zip(["cpu", "memory", "io"]) {
-            if let Ok(Reading::Values(pressure)) = psi::node(&self.proc, resource, &mut self.buf) {
-                *slot = Some(pressure);
-            }
+        for (slot, file) in evidence.pressure.iter_mut().zip(&self.pressure) {
+            let read = file.as_ref().map(|file| file.read(&mut self.buf));
+            *slot = read.and_then(|pressure| pressure.ok().flatten());
         }
         if let Some(record) = incident.context()
             && let Some(victim) = victim_of(record)

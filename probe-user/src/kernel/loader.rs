@@ -1,9 +1,13 @@
 //! Loads the BPF object and, signal by signal, the first rung of the ladder the kernel takes.
 
 use std::{
-    fs, io,
+    fs::File,
+    io,
     mem::size_of,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+        unix::fs::FileExt as _,
+    },
     path::Path,
 };
 
@@ -297,7 +301,11 @@ pub(super) fn skipped(ebpf: &Ebpf, name: &str) -> Option<u64> {
 /// A number that the kernel tells about an open program or map.
 pub(super) fn of_fdinfo(fd: BorrowedFd<'_>, key: &str) -> Option<u64> {
     let fd = fd.as_raw_fd();
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    let file = File::open(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    // Longer than any: asked for some twenty programs a second, and each read is a text of its own.
+    let mut text = [0; 1024];
+    let len = file.read_at(&mut text, 0).ok()?;
+    let info = std::str::from_utf8(&text[..len]).ok()?;
     let value = info.lines().find_map(|line| line.strip_prefix(key))?;
     value.trim().parse().ok()
 }

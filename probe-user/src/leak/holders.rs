@@ -63,7 +63,7 @@ pub struct Options {
 pub enum Thoroughness {
     /// Not at all
     Off,
-    /// A random sample of memory, in 0.2 to 0.4 s
+    /// A random sample of memory, in 0.2 to 0.3 s
     #[default]
     Sample,
     /// All of it, within a minute

@@ -39,8 +39,9 @@ pub use socket::{Device, SocketFacts};
 
 use source::Source;
 
-/// Time for a sample: half of it where no long queues have to be followed.
-const SAMPLE_TIME: Duration = Duration::from_millis(400);
+/// Time for a sample: with its report under 0.3 s, and half of it where no long queues have to be
+/// followed.
+const SAMPLE_TIME: Duration = Duration::from_millis(270);
 /// Time for looking at all memory.
 const FULL_TIME: Duration = Duration::from_secs(120);
 /// Holders that are listed.

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{
     caches::{Cache, Objects},
     layout::Layout,
-    memory::{Memory, Ram, word_at},
+    memory::{self, Memory, Ram, word_at},
     skb::{Link, Skb},
     slab,
     socket::Directory,
@@ -21,6 +21,9 @@ use super::{
 const MAX_STEPS: usize = 1 << 20;
 /// The clock is read this often.
 const STEPS_PER_LOOK: usize = 256;
+/// Pages of buffers that are remembered for the next buffer of a list: neighbours in a list were often
+/// allocated together, by one of a few CPUs.
+const RECENT_PAGES: usize = 64;
 /// Protocols that have a second queue for the reader: UDP and UDP-Lite.
 const UDP: [u16; 2] = [17, 136];
 const TCP: u16 = 6;
@@ -110,6 +113,7 @@ pub struct Queues<'a, M> {
     heads: HashMap<(u64, Link), Head>,
     /// Whether the page holds buffers.
     pages: HashMap<u64, bool>,
+    recent: Recent,
     until: Instant,
     steps: usize,
     is_over: bool,
@@ -137,6 +141,7 @@ impl<'a, M: Memory> Queues<'a, M> {
             ends: HashMap::new(),
             heads: HashMap::new(),
             pages: HashMap::new(),
+            recent: Recent::new(ram.page_bytes),
             until,
             steps: 0,
             is_over: false,
@@ -201,15 +206,16 @@ impl<'a, M: Memory> Queues<'a, M> {
     }
 
     /// What the buffer at `address` is linked to.
-    fn follow(&self, address: u64, link: Link) -> Option<u64> {
-        match link {
-            Link::Next => self.memory.pointer(address + self.layout.skb.next as u64),
+    fn follow(&mut self, address: u64, link: Link) -> Option<u64> {
+        let (at, back) = match link {
+            Link::Next => (self.layout.skb.next as u64, 0),
             Link::Sent => {
                 let at = self.layout.skb.tsorted? as u64;
-                let next = self.memory.pointer(address + at)?;
-                Some(next.wrapping_sub(at))
+                (at, at)
             }
-        }
+        };
+        let next = self.recent.pointer(self.memory, address + at)?;
+        Some(next.wrapping_sub(back))
     }
 
     /// Whether `address` is in a slab of buffers.
@@ -265,5 +271,94 @@ impl<'a, M: Memory> Queues<'a, M> {
             }
         }
         Head::Other(head)
+    }
+}
+
+/// Pages that were read last. To read a page of `/proc/kcore` takes hardly longer than to read a word.
+#[derive(Debug)]
+struct Recent {
+    page_bytes: u64,
+    /// Where each page starts; 0 for none.
+    starts: [u64; RECENT_PAGES],
+    /// The pages, one behind the other.
+    bytes: Vec<u8>,
+}
+
+impl Recent {
+    fn new(page_bytes: u64) -> Self {
+        let page = usize::try_from(page_bytes).unwrap_or(0);
+        Self {
+            page_bytes,
+            starts: [0; RECENT_PAGES],
+            bytes: vec![0; page * RECENT_PAGES],
+        }
+    }
+
+    /// The kernel pointer at `address`.
+    fn pointer(&mut self, memory: &impl Memory, address: u64) -> Option<u64> {
+        let start = address & !(self.page_bytes - 1);
+        let (number, within) = (start / self.page_bytes, address - start);
+        let slot = usize::try_from(number).ok()? % RECENT_PAGES;
+        let page = usize::try_from(self.page_bytes).ok()?;
+        let bytes = self.bytes.chunks_exact_mut(page).nth(slot)?;
+        if self.starts[slot] != start {
+            self.starts[slot] = 0;
+            if !memory.read(start, bytes) {
+                return memory.pointer(address);
+            }
+            self.starts[slot] = start;
+        }
+        let word = word_at(bytes, usize::try_from(within).ok()?);
+        memory::is_kernel(word).then_some(word)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    const PAGE: u64 = 4096;
+    const START: u64 = 0xffff_8880_0000_0000;
+
+    /// Each word is its own address; of the third page only words can be read.
+    struct Mirror {
+        reads: RefCell<Vec<(u64, usize)>>,
+    }
+
+    impl Memory for Mirror {
+        fn read(&self, address: u64, into: &mut [u8]) -> bool {
+            self.reads.borrow_mut().push((address, into.len()));
+            if address - START >= 2 * PAGE && into.len() > 8 {
+                return false;
+            }
+            for (word, at) in into.chunks_exact_mut(8).zip((address..).step_by(8)) {
+                word.copy_from_slice(&at.to_ne_bytes());
+            }
+            true
+        }
+    }
+
+    #[test]
+    fn neighbours_are_read_at_once() {
+        let memory = Mirror {
+            reads: RefCell::default(),
+        };
+        let mut recent = Recent::new(PAGE);
+        for address in [8, 256, PAGE, PAGE - 8, 2 * PAGE - 8, 2 * PAGE + 16].map(|at| START + at) {
+            assert_eq!(recent.pointer(&memory, address), Some(address));
+        }
+        let page = usize::try_from(PAGE).unwrap();
+        let third = START + 2 * PAGE;
+        assert_eq!(
+            memory.reads.borrow()[..],
+            [
+                (START, page),
+                (START + PAGE, page),
+                (third, page),
+                (third + 16, 8)
+            ]
+        );
     }
 }
