@@ -20,7 +20,7 @@ use oomprobe::{
     kernel::{
         btf::Btf,
         facts::{Facts, Roots},
-        layout,
+        ladder, layout,
         loader::Probe,
     },
     ring::decode::{Body, Record},
@@ -46,7 +46,9 @@ struct Deaths {
 
 impl Deaths {
     fn follow(mode: u32) -> Self {
-        let mut probe = Probe::attach(&layout(), 0, mode, false).unwrap();
+        let btf = Btf::running().unwrap();
+        let layout = layout::resolve(&btf).layout().unwrap();
+        let mut probe = Probe::attach(&layout, 0, mode, ladder::prefers_kprobe(&btf)).unwrap();
         let ring = probe.take_deaths().unwrap();
         Self { probe, ring }
     }

@@ -120,8 +120,8 @@ fn examine(args: &Args, report: &mut Report) -> anyhow::Result<()> {
         return Ok(());
     }
     let cpus = report.facts.cpus_possible.unwrap_or(0);
-    let preemptible = ladder::tracepoints_are_preemptible(&btf);
-    let surveyed = loader::survey(&kernel_layout, cpus, preemptible)?;
+    let prefers_kprobe = ladder::prefers_kprobe(&btf);
+    let surveyed = loader::survey(&kernel_layout, cpus, prefers_kprobe)?;
     report.can_trace = surveyed
         .iter()
         .any(|(signal, rungs)| *signal == Signal::VictimMark && rungs.iter().any(|r| r.1.is_ok()));

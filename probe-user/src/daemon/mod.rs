@@ -157,14 +157,14 @@ impl Daemon {
         let sys = options.host_root.join("sys");
         let btf = Btf::running().context(BTF_REMEDY)?;
         let report = layout::resolve(&btf);
-        let preemptible = ladder::tracepoints_are_preemptible(&btf);
+        let prefers_kprobe = ladder::prefers_kprobe(&btf);
         drop(btf);
         let kernel_layout = report.layout()?;
         let cpus = host::possible_cpus(&sys)
             .ok()
             .and_then(|cpus| u32::try_from(cpus).ok());
         let deaths = options.deaths.mode();
-        let mut probe = Probe::attach(&kernel_layout, cpus.unwrap_or(0), deaths, preemptible)?;
+        let mut probe = Probe::attach(&kernel_layout, cpus.unwrap_or(0), deaths, prefers_kprobe)?;
         // The kernel's types were needed until here: some 20 MiB that nobody needs any more.
         release_memory();
         protect_from_oom(&proc);

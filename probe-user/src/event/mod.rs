@@ -63,7 +63,7 @@ pub use subject::{
 pub use time::Time;
 pub use triage::{
     ConntrackTable, Cpu, Disk, NodeMemory, NodePressure, NotRead, OomHistory, RecentKill, Reclaim,
-    SlabCache, Throttled, TopCgroup, Triage,
+    SlabCache, Throttled, TopCgroup, Triage, permission_denied,
 };
 pub use verdict::{Cause, Confidence, KubernetesReport, Verdict};
 

@@ -298,10 +298,15 @@ pub struct NotRead {
 impl NotRead {
     /// `refused` processes may not be asked about `what`.
     pub fn refused(what: &str, refused: u64) -> Self {
-        let processes = if refused == 1 { "process" } else { "processes" };
         Self {
             what: what.to_owned(),
-            why: format!("permission denied for {refused} {processes}: needs CAP_SYS_PTRACE"),
+            why: permission_denied(refused),
         }
     }
+}
+
+/// That this many processes may not be asked, and the remedy.
+pub fn permission_denied(refused: u64) -> String {
+    let processes = if refused == 1 { "process" } else { "processes" };
+    format!("permission denied for {refused} {processes}: needs CAP_SYS_PTRACE")
 }

@@ -5,7 +5,7 @@
 
 use probe_common::layout::KernelLayout;
 
-use super::btf::Btf;
+use super::{btf::Btf, layout::Shape};
 
 /// Something the tracer observes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -164,9 +164,9 @@ pub struct Rung {
     pub programs: &'static [(&'static str, Hook)],
     /// What this kernel's types must say for the rung to make sense.
     pub needs: Option<Need>,
-    /// The rung is better than the next only where tracepoints
-    /// [can be preempted](tracepoints_are_preemptible), and is none elsewhere.
-    pub only_if_preemptible: bool,
+    /// The rung is better than the next only where a kprobe [is preferred](prefers_kprobe), and is none
+    /// elsewhere.
+    pub only_if_preferred: bool,
 }
 
 /// A condition on the kernel's types.
@@ -190,15 +190,25 @@ impl Rung {
 /// SRCU and with preemption enabled (`guard(srcu_fast_notrace)(&tracepoint_srcu)`,
 /// include/linux/tracepoint.h). Up to 6.12, `tracepoint_srcu` is for idle CPUs only and there is no
 /// such guard.
-pub fn tracepoints_are_preemptible(btf: &Btf) -> bool {
+fn tracepoints_are_preemptible(btf: &Btf) -> bool {
     btf.has_variable("tracepoint_srcu_srcu_data") && btf.has_typedef("class_srcu_fast_notrace_t")
+}
+
+/// Whether exits are better seen by a kprobe: tracepoints can be preempted, and `taskstats_exit()` is
+/// given the task first, as the program takes it.
+pub fn prefers_kprobe(btf: &Btf) -> bool {
+    let is_given_task = || {
+        let parameters = btf.parameters("taskstats_exit").ok()?;
+        Some(Shape::Ptr("task_struct").fits(*parameters.first()?))
+    };
+    tracepoints_are_preemptible(btf) && is_given_task() == Some(true)
 }
 
 const fn rung(programs: &'static [(&'static str, Hook)]) -> Rung {
     Rung {
         programs,
         needs: None,
-        only_if_preemptible: false,
+        only_if_preferred: false,
     }
 }
 
@@ -289,7 +299,7 @@ pub const LADDER: &[(Signal, &[Rung])] = &[
             Rung {
                 programs: &[("mreclaim_rt", RECLAIM_BEGIN), RECLAIM_END],
                 needs: RECLAIM_NEEDS_MEMCG,
-                only_if_preemptible: false,
+                only_if_preferred: false,
             },
             rung(&[
                 ("mreclaim_fe", Hook::FEntry("try_to_free_mem_cgroup_pages")),
@@ -333,7 +343,7 @@ pub const LADDER: &[(Signal, &[Rung])] = &[
         Signal::ProcessExit,
         &[
             Rung {
-                only_if_preemptible: true,
+                only_if_preferred: true,
                 ..rung(&[("exit_kp", Hook::KProbe("taskstats_exit"))])
             },
             rung(&[("exit_tb", Hook::TpBtf("sched_process_exit"))]),
@@ -370,12 +380,12 @@ pub const LADDER: &[(Signal, &[Rung])] = &[
             Rung {
                 programs: &[("mark_rt", Hook::RawTp("mark_victim"))],
                 needs: MARK_NEEDS_TASK,
-                only_if_preemptible: false,
+                only_if_preferred: false,
             },
             Rung {
                 programs: &[("mark_tb", Hook::TpBtf("mark_victim"))],
                 needs: MARK_NEEDS_TASK,
-                only_if_preemptible: false,
+                only_if_preferred: false,
             },
             rung(&[("mark_fe", Hook::FEntry("mark_oom_victim"))]),
             rung(&[("mark_kp", Hook::KProbe("mark_oom_victim"))]),

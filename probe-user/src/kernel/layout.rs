@@ -12,7 +12,7 @@ use super::btf::{Btf, Kind, Missing, Type};
 
 /// What the type of a member must look like.
 #[derive(Clone, Copy, Debug)]
-enum Shape {
+pub(super) enum Shape {
     /// An integer, `bool` or enum of this many bytes.
     Int(u32),
     /// `atomic_t` (4) or `atomic_long_t` (8): a struct around one counter.
@@ -454,7 +454,7 @@ impl Source {
 }
 
 impl Shape {
-    fn fits(self, ty: Type<'_>) -> bool {
+    pub(super) fn fits(self, ty: Type<'_>) -> bool {
         let Some(ty) = ty.peeled() else { return false };
         let named = |ty: Type<'_>, name: &str| ty.name() == name.as_bytes();
         match self {

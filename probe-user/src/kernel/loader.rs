@@ -119,13 +119,13 @@ impl Probe {
     /// Loads and attaches.
     ///
     /// `cpus` is the number of possible CPUs, `deaths` which deaths are told: one of
-    /// [`probe_common::layout::deaths`]; `preemptible` what
-    /// [`tracepoints_are_preemptible`](super::ladder::tracepoints_are_preemptible) says.
+    /// [`probe_common::layout::deaths`]; `prefers_kprobe` what
+    /// [`prefers_kprobe`](super::ladder::prefers_kprobe) says.
     pub fn attach(
         layout: &KernelLayout,
         cpus: u32,
         deaths: u32,
-        preemptible: bool,
+        prefers_kprobe: bool,
     ) -> Result<Self, LoadError> {
         let mut ebpf = load(layout, cpus, deaths)?;
         let lost = map(&mut ebpf, "LOST", PerCpuArray::try_from)?;
@@ -148,7 +148,7 @@ impl Probe {
                     hook: None,
                     refused: hooks(rungs).map(|hook| (hook, why.clone())).collect(),
                 },
-                None => serve(&mut ebpf, &btf, layout, *signal, on(rungs, preemptible)),
+                None => serve(&mut ebpf, &btf, layout, *signal, on(rungs, prefers_kprobe)),
             };
             match (signal, result.hook) {
                 (Signal::OomDecision, Some(_)) => known.has_decision = 1,
@@ -246,9 +246,8 @@ impl Probe {
     }
 
     /// How often the kernel did not run an attached program, by its name, with its hook: another
-    /// task had been stopped in the middle of the same program on that CPU
-    /// ([`tracepoints_are_preemptible`](super::ladder::tracepoints_are_preemptible)), or in a BPF
-    /// system call, for a kprobe. An upper bound of what was missed, as most runs find nothing to tell.
+    /// task had been stopped in the middle of the same program on that CPU, where tracepoints can be
+    /// preempted, or in a BPF system call, for a kprobe. An upper bound of what was missed, as most runs find nothing to tell.
     /// Kernels that do not count it (`recursion_misses` in fdinfo, `bpf_prog_show_fdinfo()`,
     /// kernel/bpf/syscall.c) add nothing.
     pub fn skipped(&self) -> Vec<(&'static str, Hook, u64)> {
@@ -315,7 +314,7 @@ pub(super) fn of_fdinfo(fd: BorrowedFd<'_>, key: &str) -> Option<u64> {
 pub fn survey(
     layout: &KernelLayout,
     cpus: u32,
-    preemptible: bool,
+    prefers_kprobe: bool,
 ) -> Result<Vec<Surveyed>, LoadError> {
     let mut ebpf = load(layout, cpus, deaths::CONTAINERS)?;
     let btf = Btf::from_sys_fs()?;
@@ -330,7 +329,7 @@ pub fn survey(
             surveyed.push((*signal, refused.collect()));
             continue;
         }
-        let rungs = on(rungs, preemptible).filter_map(|rung| {
+        let rungs = on(rungs, prefers_kprobe).filter_map(|rung| {
             let result = try_rung(&mut ebpf, &btf, layout, rung);
             if result.is_ok() {
                 unload(&mut ebpf, rung.programs);
@@ -408,9 +407,9 @@ fn serve(
     }
 }
 
-/// The rungs that make sense where tracepoints can be preempted, or where they cannot.
-fn on(rungs: &'static [Rung], preemptible: bool) -> impl Iterator<Item = &'static Rung> {
-    let makes_sense = move |rung: &&Rung| preemptible || !rung.only_if_preemptible;
+/// The rungs that make sense where a kprobe is preferred to a tracepoint, or where it is not.
+fn on(rungs: &'static [Rung], prefers_kprobe: bool) -> impl Iterator<Item = &'static Rung> {
+    let makes_sense = move |rung: &&Rung| prefers_kprobe || !rung.only_if_preferred;
     rungs.iter().filter(makes_sense)
 }
 

@@ -7,6 +7,8 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::event::permission_denied;
+
 use super::netns::{inode_of, mounted, pids};
 
 /// Why it is not known who keeps a namespace.
@@ -16,7 +18,7 @@ pub enum Unknown {
     #[error("no time left")]
     TooLate,
     /// Some processes may not be asked.
-    #[error("permission denied for {0} processes: needs CAP_SYS_PTRACE")]
+    #[error("{}", permission_denied(*.0))]
     Refused(u64),
     /// There is no procfs.
     #[error(transparent)]
