@@ -39,7 +39,7 @@ pub use socket::{Device, SocketFacts};
 
 use source::Source;
 
-/// Time for a sample: with its report under 0.3 s, and half of it where no long queues have to be
+/// Time for a sample: with its report under 0.3 s, and two thirds of it where no long queues have to be
 /// followed.
 const SAMPLE_TIME: Duration = Duration::from_millis(270);
 /// Time for looking at all memory.
@@ -50,8 +50,8 @@ const MAX_GROUPS: usize = 256;
 /// How thoroughly to look.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Time for all of it. The second half is for finding queues; and where it takes long to learn where
-    /// things are, an eighth more may be needed for pages, and one for queues.
+    /// Time for all of it. The last third is for finding queues; and where it takes long to learn where
+    /// things are, a sixth more may be needed for pages, and one for queues.
     pub time_limit: Duration,
     /// Pages after which no more are looked at; `None` for all.
     pub max_pages: Option<u64>,

@@ -99,17 +99,24 @@ impl From<&Skb> for Pending {
     }
 }
 
-/// Follows lists, each link once.
+/// A buffer that was found by itself.
+#[derive(Debug)]
+struct Found {
+    /// What it is linked to.
+    next: u64,
+    /// Where its list ends, once that is known or being found out.
+    end: Option<End>,
+}
+
+/// Follows lists, each link once: every walk starts at a buffer that was found by itself, and ends at
+/// the latest at the next one whose end is known.
 #[derive(Debug)]
 pub struct Queues<'a, M> {
     memory: &'a M,
     ram: &'a Ram,
     layout: &'a Layout,
     caches: &'a [Cache],
-    /// Links of buffers that were found by themselves.
-    links: HashMap<u64, u64>,
-    /// Where the list of a buffer ends.
-    ends: HashMap<u64, End>,
+    found: HashMap<u64, Found>,
     heads: HashMap<(u64, Link), Head>,
     /// Whether the page holds buffers.
     pages: HashMap<u64, bool>,
@@ -134,11 +141,13 @@ impl<'a, M: Memory> Queues<'a, M> {
             ram,
             layout,
             caches,
-            links: pending
+            found: pending
                 .iter()
-                .map(|pending| (pending.address, pending.next))
+                .map(|pending| {
+                    let next = pending.next;
+                    (pending.address, Found { next, end: None })
+                })
                 .collect(),
-            ends: HashMap::new(),
             heads: HashMap::new(),
             pages: HashMap::new(),
             recent: Recent::new(ram.page_bytes),
@@ -169,30 +178,40 @@ impl<'a, M: Memory> Queues<'a, M> {
     /// Where the list ends that `pending` is in.
     fn end(&mut self, pending: &Pending) -> End {
         let mut path = Vec::new();
-        let (mut at, mut next) = (pending.address, pending.next);
+        let mut next = pending.address;
+        // A circle of buffers none of which was found by itself comes back to one of the walk, which is
+        // remembered after 1, 2, 4, 8 … steps (R. P. Brent).
+        let (mut passed, mut steps, mut lap) = (0, 0_usize, 1);
         let end = loop {
-            if let Some(&end) = self.ends.get(&at) {
-                break end;
-            }
-            // Coming back to a buffer of this very path finds this: a circle without a head.
-            self.ends.insert(at, End::Nowhere);
-            path.push(at);
-            if next == 0 {
+            if next == 0 || next == passed {
                 break End::Nowhere;
             }
-            let following = match self.links.get(&next).copied() {
-                Some(following) => following,
-                None if !self.may_step() => break End::NotReached,
-                None if !self.is_buffer(next) => break End::At(next),
-                None => match self.follow(next, pending.link) {
-                    Some(following) => following,
-                    None => break End::Nowhere,
-                },
+            if steps == lap {
+                (passed, steps, lap) = (next, 0, lap * 2);
+            }
+            steps += 1;
+            next = if let Some(found) = self.found.get_mut(&next) {
+                if let Some(end) = found.end {
+                    break end;
+                }
+                // Coming back to a buffer of this very path finds this: a circle without a head.
+                found.end = Some(End::Nowhere);
+                path.push(next);
+                found.next
+            } else if !self.may_step() {
+                break End::NotReached;
+            } else if !self.recent.has(next) && !self.is_buffer(next) {
+                break End::At(next);
+            } else if let Some(following) = self.follow(next, pending.link) {
+                following
+            } else {
+                break End::Nowhere;
             };
-            (at, next) = (next, following);
         };
         for at in path {
-            self.ends.insert(at, end);
+            if let Some(found) = self.found.get_mut(&at) {
+                found.end = Some(end);
+            }
         }
         end
     }
@@ -274,7 +293,7 @@ impl<'a, M: Memory> Queues<'a, M> {
     }
 }
 
-/// Pages that were read last. To read a page of `/proc/kcore` takes hardly longer than to read a word.
+/// Pages of buffers that were read last. To read a page of `/proc/kcore` takes hardly longer than to read a word.
 #[derive(Debug)]
 struct Recent {
     page_bytes: u64,
@@ -294,11 +313,22 @@ impl Recent {
         }
     }
 
+    /// Where the page of `address` starts, and where it is or would be kept.
+    fn slot(&self, address: u64) -> (u64, usize) {
+        let start = address & !(self.page_bytes - 1);
+        let slot = start / self.page_bytes % RECENT_PAGES as u64;
+        (start, usize::try_from(slot).unwrap_or(0))
+    }
+
+    /// Whether `address` is in one of them.
+    fn has(&self, address: u64) -> bool {
+        let (start, slot) = self.slot(address);
+        self.starts[slot] == start
+    }
+
     /// The kernel pointer at `address`.
     fn pointer(&mut self, memory: &impl Memory, address: u64) -> Option<u64> {
-        let start = address & !(self.page_bytes - 1);
-        let (number, within) = (start / self.page_bytes, address - start);
-        let slot = usize::try_from(number).ok()? % RECENT_PAGES;
+        let (start, slot) = self.slot(address);
         let page = usize::try_from(self.page_bytes).ok()?;
         let bytes = self.bytes.chunks_exact_mut(page).nth(slot)?;
         if self.starts[slot] != start {
@@ -308,7 +338,7 @@ impl Recent {
             }
             self.starts[slot] = start;
         }
-        let word = word_at(bytes, usize::try_from(within).ok()?);
+        let word = word_at(bytes, usize::try_from(address - start).ok()?);
         memory::is_kernel(word).then_some(word)
     }
 }

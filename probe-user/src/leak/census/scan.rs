@@ -115,9 +115,9 @@ impl<'a, M: Memory> Scan<'a, M> {
         name: &mut dyn FnMut(&[u64]) -> Vec<Option<String>>,
     ) -> Census {
         let started = Instant::now();
-        let (half, eighth) = (options.time_limit / 2, options.time_limit / 8);
-        let coverage = self.all(options, (asked + half).max(started + eighth), progress);
-        self.find_queues((asked + options.time_limit).max(Instant::now() + eighth));
+        let sixth = options.time_limit / 6;
+        let coverage = self.all(options, (asked + sixth * 4).max(started + sixth), progress);
+        self.find_queues((asked + options.time_limit).max(Instant::now() + sixth));
         self.report(options, coverage, started, name)
     }
 

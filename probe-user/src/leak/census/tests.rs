@@ -614,6 +614,26 @@ fn lists_without_an_end_are_given_up() {
 }
 
 #[test]
+fn a_circle_that_the_sample_left_out_is_given_up() {
+    let node = Node::new();
+    let into = node.full_slab(1, Buffer::default());
+    let circle = node.full_slab(65, Buffer::default());
+    node.link(&circle, circle[3]);
+    for &buffer in &into {
+        node.memory.put(buffer, LAYOUT.skb.next, circle[0]);
+    }
+    for seed in 0..8 {
+        let census = node.census_with(&Options {
+            max_pages: Some(256),
+            seed,
+            ..Options::full()
+        });
+        assert_eq!(census.unfollowed.objects, 0, "seed {seed}");
+        assert!(census.groups.iter().all(|group| group.socket.is_none()));
+    }
+}
+
+#[test]
 fn pages_that_are_no_slabs_any_more_do_not_count() {
     let mut node = Node::new();
     let sk = node.socket(17, 0);
