@@ -297,18 +297,21 @@ impl<'a, M: Memory> Queues<'a, M> {
 #[derive(Debug)]
 struct Recent {
     page_bytes: u64,
-    /// Where each page starts; 0 for none.
+    /// Where each page starts; [`Self::NONE`] for none.
     starts: [u64; RECENT_PAGES],
     /// The pages, one behind the other.
     bytes: Vec<u8>,
 }
 
 impl Recent {
+    /// No page starts here.
+    const NONE: u64 = u64::MAX;
+
     fn new(page_bytes: u64) -> Self {
         let page = usize::try_from(page_bytes).unwrap_or(0);
         Self {
             page_bytes,
-            starts: [0; RECENT_PAGES],
+            starts: [Self::NONE; RECENT_PAGES],
             bytes: vec![0; page * RECENT_PAGES],
         }
     }
@@ -332,7 +335,7 @@ impl Recent {
         let page = usize::try_from(self.page_bytes).ok()?;
         let bytes = self.bytes.chunks_exact_mut(page).nth(slot)?;
         if self.starts[slot] != start {
-            self.starts[slot] = 0;
+            self.starts[slot] = Self::NONE;
             if !memory.read(start, bytes) {
                 return memory.pointer(address);
             }

@@ -39,6 +39,30 @@ const IDLE: Duration = Duration::from_secs(10);
 /// The least bpftrace can do to report a victim: time and pid, nothing of the cause.
 const SCRIPT: &str = r#"tracepoint:oom:mark_victim { printf("%llu %d\n", nsecs, args->pid); }"#;
 
+/// What oomprobe reads of the cgroup at its limit at every kill, where it is there.
+const CGROUP_FILES: &[&str] = &[
+    "memory.current",
+    "memory.events",
+    "memory.events.local",
+    "memory.failcnt",
+    "memory.kmem.tcp.usage_in_bytes",
+    "memory.kmem.usage_in_bytes",
+    "memory.oom_control",
+    "memory.pressure",
+    "memory.stat",
+    "memory.swap.current",
+    "memory.usage_in_bytes",
+    "io.pressure",
+];
+
+/// What it reads of the node.
+const NODE_FILES: &[&str] = &[
+    "/proc/meminfo",
+    "/proc/pressure/cpu",
+    "/proc/pressure/io",
+    "/proc/pressure/memory",
+];
+
 /// Starts of each tool.
 const STARTS: usize = 10;
 
@@ -70,6 +94,9 @@ pub(super) struct Figures {
     pub(super) start_up_ms: Samples,
     pub(super) together: Latency,
     pub(super) alone: Latency,
+    /// Alone, and with the files read that tell what the memory was: bpftrace after it was told to,
+    /// oomprobe always.
+    pub(super) with_files: Latency,
     pub(super) burst: Latency,
     /// From the first kill after each start, where the tool said that it was ready.
     pub(super) first_ms: Samples,
@@ -186,6 +213,11 @@ fn latencies(measured: &mut Measured, programs: Programs<'_>, scratch: &Scratch)
     let mut together = Vec::new();
     let mut alone: BTreeMap<Kind, Vec<Reports>> = BTreeMap::new();
     let mut first: BTreeMap<Kind, Vec<f64>> = BTreeMap::new();
+    let mut with_files = Vec::new();
+    let reading = Programs {
+        script: &script_with_files(&scratch.dir),
+        ..programs
+    };
     for order in [&both, &reversed] {
         if order.len() > 1 {
             status("Measuring", format_args!("{half} kills, all tools at once"));
@@ -201,12 +233,25 @@ fn latencies(measured: &mut Measured, programs: Programs<'_>, scratch: &Scratch)
             }
             let reports = session.kills(half, Pace::Apart)?;
             alone.entry(*kind).or_default().extend(reports);
+            if *kind == Kind::Bpftrace {
+                status(
+                    "Measuring",
+                    format_args!("{half} kills, {kind} that reads files, alone"),
+                );
+                let mut session = Session::start(reading, scratch, &[*kind])?;
+                with_files.extend(session.kills(half, Pace::Apart)?);
+            }
         }
     }
     for kind in both {
         let figures = figures(measured, kind);
         figures.together = latency(kind, &together);
-        figures.alone = latency(kind, &alone.remove(&kind).unwrap_or_default());
+        let alone = alone.remove(&kind).unwrap_or_default();
+        figures.with_files = match kind {
+            Kind::Oomprobe => latency(kind, &alone),
+            Kind::Bpftrace => latency(kind, &with_files),
+        };
+        figures.alone = latency(kind, &alone);
         figures.first_ms = first
             .remove(&kind)
             .unwrap_or_default()
@@ -226,6 +271,18 @@ fn latencies(measured: &mut Measured, programs: Programs<'_>, scratch: &Scratch)
         })
         .collect();
     Ok(())
+}
+
+/// [`SCRIPT`], printed after what the files say that oomprobe reads.
+fn script_with_files(cgroup: &Path) -> String {
+    let of_cgroup = CGROUP_FILES.iter().map(|name| cgroup.join(name));
+    let files = of_cgroup.chain(NODE_FILES.iter().map(Into::into));
+    let prints = files
+        .filter(|file| file.exists())
+        .map(|file| format!("cat(\"{}\")", file.display()));
+    let mut prints: Vec<String> = prints.collect();
+    prints.push("printf".to_owned());
+    SCRIPT.replacen("printf", &prints.join("; "), 1)
 }
 
 fn costs(measured: &mut Measured, programs: Programs<'_>, scratch: &Scratch) -> Result<()> {
@@ -396,5 +453,21 @@ impl<'a> Session<'a> {
     fn memory(&self) -> Result<BTreeMap<Kind, Memory>> {
         let of = |tool: &Tool| Ok((tool.kind, Memory::of(tool.pid())?));
         self.tools.iter().map(of).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_printed_before_the_line() {
+        let cgroup = tempfile::tempdir().unwrap();
+        std::fs::write(cgroup.path().join("memory.stat"), "").unwrap();
+        let script = script_with_files(cgroup.path());
+        let stat = format!("cat(\"{}/memory.stat\"); ", cgroup.path().display());
+        assert!(script.contains(&stat), "{script}");
+        assert!(!script.contains("memory.current"), "{script}");
+        assert!(script.find("cat(") < script.find("printf("), "{script}");
     }
 }

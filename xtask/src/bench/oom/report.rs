@@ -32,6 +32,18 @@ const ROWS: &[Row<Figures>] = &[
         &[Target::Below(5.0)],
         |f| f.alone.ms.percentile(99),
     ),
+    row(
+        "kill → line, both read the files, p50",
+        "ms",
+        &[Target::OfBpftrace(1.0)],
+        |f| f.with_files.ms.median(),
+    ),
+    row(
+        "kill → line, both read the files, p99",
+        "ms",
+        &[Target::OfBpftrace(1.0)],
+        |f| f.with_files.ms.percentile(99),
+    ),
     row("kill → line, alone, slowest", "ms", &[], |f| {
         f.alone.ms.max()
     }),
@@ -151,6 +163,10 @@ fn explain(text: &mut String, measured: &Measured) -> std::fmt::Result {
   event, with limit, memory, candidates and verdict. It is written when the incident is complete,
   other victims included, so that what the kernel does between the mark and that moment (it
   prints \"Killed process\" on the console, for one) is part of oomprobe's figure.
+- **Both read the files**: bpftrace is to print (`cat()`) the files that oomprobe reads at every
+  kill, those of the cgroup at its limit and those of the node, before its line, which is still a
+  time and a pid. Each tool alone; oomprobe's figures are those of \"alone\", as it does nothing
+  else.
 - Kills at once: {together}; alone: {alone} for each tool. One after the other with pauses of
   10 to 30 ms, in the order A B, A, B, then B A, B, A. The burst has no pauses and both tools.
 - Memory and CPU were taken with both tools running: rss and pss after 10 s without a kill and
