@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -58,6 +59,9 @@ pub enum Need {
     FreezerV1,
     /// `cgroup.kill`: the unified hierarchy, on any mount.
     CgroupKill,
+    /// This module of the kernel. Of kernels that are no longer the newest, the archive may have the
+    /// image and no modules.
+    Module(&'static str),
     /// This program, at this path.
     Program(&'static str),
     /// The tracer itself is what is tested.
@@ -105,10 +109,17 @@ impl Need {
                 Ok(None) => Some("the unified hierarchy is not mounted".to_owned()),
                 Err(error) => Some(format!("{error:#}")),
             },
+            Self::Module(name) => absent(has_module(name), &format!("this kernel has no {name}")),
             Self::Program(path) => absent(Path::new(path).exists(), &format!("no {path}")),
             Self::Tracer => absent(runner.options.oomprobe.is_some(), "needs the tracer"),
         }
     }
+}
+
+/// Whether a module is loaded, which it is from then on if there is one.
+fn has_module(name: &str) -> bool {
+    let load = || Command::new("modprobe").args(["-q", name]).status();
+    Path::new("/sys/module").join(name).exists() || load().is_ok_and(|status| status.success())
 }
 
 fn has_sys_resource() -> bool {

@@ -14,7 +14,7 @@ pub(super) const ALL: &[Scenario] = &[Scenario::new(
     "whoever sent packets that wait in a queue is gone, and so is all that could reach the queue",
     abandoned,
 )
-.needs(&[Need::Tracer, Need::Guest])
+.needs(&[Need::Tracer, Need::Guest, Need::Module("sch_netem")])
 // What it leaves behind stays.
 .guest_exclusive()
 .seconds(120)];

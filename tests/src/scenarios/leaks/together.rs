@@ -19,7 +19,13 @@ pub(super) const ALL: &[Scenario] = &[
         "ten ways to hold buffers at once: all are told apart, and nothing is left over",
         all_holders,
     )
-    .needs(&[Need::Tracer, Need::Guest])
+    .needs(&[
+        Need::Tracer,
+        Need::Guest,
+        Need::Module("nfnetlink_queue"),
+        Need::Module("sch_netem"),
+        Need::Module("tun"),
+    ])
     .seconds(180),
     Scenario::new(
         "skb_four_processors",
