@@ -47,8 +47,8 @@ struct Deaths {
 impl Deaths {
     fn follow(mode: u32) -> Self {
         let btf = Btf::running().unwrap();
-        let layout = layout::resolve(&btf).layout().unwrap();
-        let mut probe = Probe::attach(&layout, 0, mode, ladder::prefers_kprobe(&btf)).unwrap();
+        let mut probe =
+            Probe::attach(&layout(&btf), 0, mode, ladder::prefers_kprobe(&btf)).unwrap();
         let ring = probe.take_deaths().unwrap();
         Self { probe, ring }
     }
@@ -90,8 +90,8 @@ impl Deaths {
     }
 }
 
-fn layout() -> KernelLayout {
-    layout::resolve(&Btf::running().unwrap()).layout().unwrap()
+fn layout(btf: &Btf) -> KernelLayout {
+    layout::resolve(btf).layout().unwrap()
 }
 
 /// A cgroup of these tests.
@@ -206,7 +206,7 @@ fn a_fault_has_its_address() {
 #[test]
 #[ignore = "needs root"]
 fn a_signal_has_its_system_call_where_the_kernel_tells() {
-    let tells = layout().BPF_FUNC_task_pt_regs != ABSENT;
+    let tells = layout(&Btf::running().unwrap()).BPF_FUNC_task_pt_regs != ABSENT;
     let expected = |number: i64| if tells { number } else { -1 };
     let mut followed = Deaths::follow(deaths::CONTAINERS);
     let mut killed = shell("echo; read _");

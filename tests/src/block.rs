@@ -5,13 +5,13 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, statfs};
 use tempfile::NamedTempFile;
 
+use crate::modules;
 use crate::scenario::Unmet;
 
 /// Interface of the zram module: reading the first makes a device, writing its number to the
@@ -66,11 +66,8 @@ pub struct Zram {
 impl Zram {
     /// One of this size. What is written to it takes memory, compressed.
     pub fn new(mib: u64) -> Result<Self> {
-        if !Path::new(HOT_ADD).exists() {
-            let loaded = Command::new("modprobe").arg("zram").status();
-            let is_there = loaded.context("modprobe")?.success() && Path::new(HOT_ADD).exists();
-            ensure!(is_there, Unmet("this kernel has no zram".to_owned()));
-        }
+        let is_there = Path::new(HOT_ADD).exists() || modules::load("zram");
+        ensure!(is_there, Unmet("this kernel has no zram".to_owned()));
         let number = fs::read_to_string(HOT_ADD).context(HOT_ADD)?;
         let number = number.trim().to_owned();
         let device = Self {

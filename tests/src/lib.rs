@@ -10,6 +10,7 @@ pub mod following;
 pub mod hog;
 pub mod memcg;
 pub mod meminfo;
+pub mod modules;
 pub mod mount;
 pub mod oracle;
 pub mod scenario;

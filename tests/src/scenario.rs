@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -19,6 +18,7 @@ use crate::death::Death;
 use crate::expect::{Expected, Role, names_victim};
 use crate::hog;
 use crate::meminfo;
+use crate::modules;
 use crate::oracle::{Kill, Oracle};
 use crate::tracer::Tracer;
 use crate::unified::Unified;
@@ -109,17 +109,13 @@ impl Need {
                 Ok(None) => Some("the unified hierarchy is not mounted".to_owned()),
                 Err(error) => Some(format!("{error:#}")),
             },
-            Self::Module(name) => absent(has_module(name), &format!("this kernel has no {name}")),
+            Self::Module(name) => {
+                absent(modules::load(name), &format!("this kernel has no {name}"))
+            }
             Self::Program(path) => absent(Path::new(path).exists(), &format!("no {path}")),
             Self::Tracer => absent(runner.options.oomprobe.is_some(), "needs the tracer"),
         }
     }
-}
-
-/// Whether a module is loaded, which it is from then on if there is one.
-fn has_module(name: &str) -> bool {
-    let load = || Command::new("modprobe").args(["-q", name]).status();
-    Path::new("/sys/module").join(name).exists() || load().is_ok_and(|status| status.success())
 }
 
 fn has_sys_resource() -> bool {

@@ -165,8 +165,8 @@ fn explain(text: &mut String, measured: &Measured) -> std::fmt::Result {
   prints \"Killed process\" on the console, for one) is part of oomprobe's figure.
 - **Both read the files**: bpftrace is to print (`cat()`) the files that oomprobe reads at every
   kill, those of the cgroup at its limit and those of the node, before its line, which is still a
-  time and a pid. Each tool alone; oomprobe's figures are those of \"alone\", as it does nothing
-  else.
+  time and a pid. Each tool alone; oomprobe's figures are those of \"alone\": it always reads them,
+  and the kernel log and the candidates besides.
 - Kills at once: {together}; alone: {alone} for each tool. One after the other with pauses of
   10 to 30 ms, in the order A B, A, B, then B A, B, A. The burst has no pauses and both tools.
 - Memory and CPU were taken with both tools running: rss and pss after 10 s without a kill and
