@@ -8,7 +8,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{setsockopt, sockopt::RcvBuf};
 use serde_json::Value;
@@ -115,10 +115,12 @@ impl Report {
     /// The only element of a list that `is_it`.
     pub fn one(&self, list: &str, what: &str, is_it: impl Fn(&Value) -> bool) -> Result<&Value> {
         let all = at(&self.event, list).as_array().context("no such list")?;
-        let mut found = all.iter().filter(|one| is_it(one));
-        let one = found.next();
-        ensure!(found.next().is_none(), "more than one {what} in {list}");
-        one.with_context(|| format!("no {what} in {list}: {}", self.event))
+        let found: Vec<_> = all.iter().filter(|one| is_it(one)).collect();
+        match found[..] {
+            [one] => Ok(one),
+            [] => bail!("no {what} in {list}: {}", self.event),
+            _ => bail!("more than one {what} in {list}: {found:?}"),
+        }
     }
 
     /// Fails unless the verdict of a holder or queue is this one, and is among the findings, which

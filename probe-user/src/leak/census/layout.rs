@@ -60,6 +60,7 @@ pub struct SkbLayout {
     /// `sizeof(struct sk_buff)`.
     pub bytes: usize,
     pub next: usize,
+    pub prev: usize,
     pub dev: usize,
     pub sk: usize,
     pub destructor: usize,
@@ -170,6 +171,7 @@ impl Layout {
             skb: SkbLayout {
                 bytes: btf.size("sk_buff")? as usize,
                 next: at("sk_buff", "next")?,
+                prev: at("sk_buff", "prev")?,
                 dev: at("sk_buff", "dev")?,
                 sk: at("sk_buff", "sk")?,
                 destructor: at("sk_buff", "destructor")?,

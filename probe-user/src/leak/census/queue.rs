@@ -3,6 +3,10 @@
 //! Buffers received for UDP have neither socket nor device, and those of AF_UNIX name the socket
 //! that sent them. Their lists are circles through the head, which is a member of the socket that
 //! holds them.
+//!
+//! A buffer that was freed is kept at hand for the next one, and may still point to what followed it
+//! in the kernel's list of buffers to free (`skb_attempt_defer_free()`), by now in somebody's queue.
+//! So a buffer is in a list only if the one that follows points back to it.
 
 use std::{collections::HashMap, time::Instant};
 
@@ -160,8 +164,8 @@ impl<'a, M: Memory> Queues<'a, M> {
     /// The head of the list `pending` is in.
     pub fn head(&mut self, sockets: &mut Directory<'_, M>, pending: &Pending) -> Head {
         let end = match self.end(pending) {
-            End::At(end) => end,
-            End::Nowhere => return Head::Unknown,
+            End::At(end) if self.points_back(pending) => end,
+            End::At(_) | End::Nowhere => return Head::Unknown,
             End::NotReached => return Head::NotReached,
         };
         if let Some(&head) = self.heads.get(&(end, pending.link)) {
@@ -226,15 +230,32 @@ impl<'a, M: Memory> Queues<'a, M> {
 
     /// What the buffer at `address` is linked to.
     fn follow(&mut self, address: u64, link: Link) -> Option<u64> {
-        let (at, back) = match link {
-            Link::Next => (self.layout.skb.next as u64, 0),
-            Link::Sent => {
-                let at = self.layout.skb.tsorted? as u64;
-                (at, at)
-            }
-        };
-        let next = self.recent.pointer(self.memory, address + at)?;
+        let (next, _, back) = self.members(link)?;
+        let next = self.recent.pointer(self.memory, address + next)?;
         Some(next.wrapping_sub(back))
+    }
+
+    /// Whether what follows `pending` is linked to it too: a buffer, or the head of the list.
+    fn points_back(&mut self, pending: &Pending) -> bool {
+        let Some((_, prev, back)) = self.members(pending.link) else {
+            return false;
+        };
+        let previous = self
+            .recent
+            .pointer(self.memory, pending.next.wrapping_add(prev));
+        previous == Some(pending.address + back)
+    }
+
+    /// Offsets of a link: to the next, to the previous one, and of what both point to.
+    fn members(&self, link: Link) -> Option<(u64, u64, u64)> {
+        let skb = &self.layout.skb;
+        match link {
+            Link::Next => Some((skb.next as u64, skb.prev as u64, 0)),
+            Link::Sent => {
+                let anchor = skb.tsorted? as u64;
+                Some((anchor, anchor + 8, anchor))
+            }
+        }
     }
 
     /// Whether `address` is in a slab of buffers.

@@ -240,7 +240,7 @@ impl<'a, M: Memory> Scan<'a, M> {
     fn buffer(&mut self, cluster: u64, skb: Skb) {
         let own_bytes = skb.own_bytes(self.memory, &self.layout.skb);
         self.all.add(cluster, skb.truesize_bytes.into(), own_bytes);
-        let has_device = skb.link == Link::Next && self.directory.device(skb.dev).is_some();
+        let has_device = self.directory.device(skb.dev).is_some();
         let dev = if has_device { skb.dev } else { 0 };
         let family = self.directory.socket(skb.sk).map(|sock| sock.family);
         let is_told = match family {

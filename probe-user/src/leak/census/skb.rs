@@ -96,13 +96,22 @@ impl Skb {
             // `next` is part of a tree node then, and so is what stands for the device.
             self.link = Link::Sent;
             self.next = next - at as u64;
+            self.dev = 0;
         }
     }
 
     /// Whether two readings of one address are of one buffer in one place.
     pub fn is_same(&self, other: &Self) -> bool {
-        (self.sk, self.destructor, self.head, self.truesize_bytes)
-            == (other.sk, other.destructor, other.head, other.truesize_bytes)
+        let identity = |skb: &Self| {
+            (
+                skb.sk,
+                skb.dev,
+                skb.destructor,
+                skb.head,
+                skb.truesize_bytes,
+            )
+        };
+        identity(self) == identity(other)
     }
 
     /// Number of buffers that share the data, at least 1.

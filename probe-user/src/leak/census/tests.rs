@@ -59,6 +59,7 @@ const LAYOUT: Layout = Layout {
     skb: SkbLayout {
         bytes: 232,
         next: 0,
+        prev: 8,
         dev: 16,
         sk: 24,
         destructor: 96,
@@ -336,11 +337,12 @@ impl Node {
         sk
     }
 
-    /// Links the buffers to each other and the last to `head`.
+    /// Links the buffers to each other and the last to `head`, both ways.
     fn link(&self, buffers: &[u64], head: u64) {
         let following = buffers.iter().skip(1).chain(std::iter::once(&head));
         for (&buffer, &next) in buffers.iter().zip(following) {
             self.memory.put(buffer, LAYOUT.skb.next, next);
+            self.memory.put(next, LAYOUT.skb.prev, buffer);
         }
     }
 
@@ -539,6 +541,7 @@ fn what_tcp_has_sent_is_told_by_its_own_list() {
         node.memory.put(pair, anchor + 8, anchor_of(before));
         node.memory.put_half(pair, LAYOUT.skb.fclone_ref, 1);
     }
+    node.memory.put(head, 8, pairs[15] + anchor as u64);
     let census = node.census();
     assert_eq!(census.caches[1].objects, 16);
     let [group] = &census.groups[..] else {
@@ -580,6 +583,37 @@ fn of_a_pair_the_one_that_lives_is_counted() {
         .collect();
     counts.sort_unstable();
     assert_eq!(counts, [(Some(1000), 4), (Some(1001), 16)]);
+}
+
+#[test]
+fn freed_buffers_that_point_into_a_queue_are_not_in_it() {
+    let mut node = Node::new();
+    let (capture, udp) = (node.socket(17, 0), node.socket(2, 17));
+    let told = node.full_slab(1, received(capture));
+    node.link(&told, capture + LAYOUT.sock.receive_queue as u64);
+    let followed = node.full_slab(2, Buffer::default());
+    node.link(&followed, udp + LAYOUT.sock.receive_queue as u64);
+    let freed = node.full_slab(3, Buffer::default());
+    for (at, &buffer) in freed.iter().enumerate() {
+        let next = if at % 2 == 0 { told[at] } else { followed[at] };
+        node.memory.put(buffer, LAYOUT.skb.next, next);
+    }
+    let census = node.census();
+    let mut counts: Vec<_> = census
+        .groups
+        .iter()
+        .map(|group| (inode(group), group.queue, group.objects))
+        .collect();
+    counts.sort_unstable();
+    let received = Some(Queue::Receive);
+    assert_eq!(
+        counts,
+        [
+            (None, None, 16),
+            (Some(1000), None, 16),
+            (Some(1001), received, 16)
+        ]
+    );
 }
 
 #[test]
