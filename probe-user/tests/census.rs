@@ -1,8 +1,8 @@
 //! The census of socket buffers on a real kernel: sockets that nobody reads are found, counted and
 //! named. The kernel's own account of each socket is the oracle.
 //!
-//! Needs root. Here: `cargo test -p probe-user --test census -- --ignored --test-threads 1`; in a
-//! guest:
+//! Needs root. `cargo xtask test --only host` runs it; by itself:
+//! `cargo test -p probe-user --test census -- --ignored --test-threads 1`; in a guest:
 //!
 //! ```console
 //! $ RUSTFLAGS="-C target-feature=+crt-static" cargo test -p probe-user --test census --no-run \

@@ -1,6 +1,6 @@
 //! Deaths and the signals before them as the programs record them, against what the parent gets.
 //!
-//! Needs root. On a machine, or copied into a guest:
+//! Needs root. `cargo xtask test --only host` runs it; by itself, or copied into a guest:
 //! `cargo test -p probe-user --test deaths -- --ignored --test-threads=1`.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 

@@ -1,6 +1,6 @@
 //! Limit hits and stalls as the programs count them, against the kernel's own counters.
 //!
-//! Needs root. On a machine, or copied into a guest:
+//! Needs root. `cargo xtask test --only host` runs it; by itself, or copied into a guest:
 //! `cargo test -p probe-user --test memory_pressure -- --ignored --nocapture --test-threads=1`.
 //! `OOMPROBE_TEST_PASSES` (4) makes it longer, at some 300 hits for a pass of each of
 //! `OOMPROBE_TEST_HOGS` (3) processes.
@@ -10,7 +10,7 @@ use std::{
     env, fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -86,6 +86,7 @@ impl Scratch {
         Command::new(env::current_exe().unwrap())
             .args(["--exact", "hog", "--ignored"])
             .env(HOG, format!("{how} {}", self.leaf.display()))
+            .stdout(Stdio::null())
             .spawn()
             .unwrap()
     }

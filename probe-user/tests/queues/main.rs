@@ -1,6 +1,6 @@
 //! Real queues, filled in a network namespace of their own, as `leak::queues` finds them.
 //!
-//! Needs root. On a machine, or copied into a guest:
+//! Needs root. `cargo xtask test --only host` runs it; by itself, or copied into a guest:
 //! `cargo test -p probe-user --test queues -- --ignored --nocapture --test-threads=1`.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -8,13 +8,13 @@ mod net;
 
 use std::ffi::CString;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Lines, Read as _};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use oomprobe::event::FindingId;
@@ -37,6 +37,8 @@ struct Holder {
     netns: u64,
     /// What it said it made.
     made: Vec<String>,
+    /// Kept open: it writes once more when it ends.
+    _stdout: Lines<BufReader<ChildStdout>>,
 }
 
 impl Holder {
@@ -85,6 +87,7 @@ impl Holder {
             child,
             netns: digits.parse().unwrap(),
             made,
+            _stdout: lines,
         }
     }
 

@@ -58,7 +58,7 @@ enum Step {
     Unit,
     /// oomprobe as it ships
     Build,
-    /// Scenarios on the running kernel
+    /// Scenarios on the running kernel, and tests of single parts that need root
     Host,
     /// Pods under a real containerd
     Pods,
@@ -110,7 +110,12 @@ impl Suite<'_> {
             }
             Step::Host => {
                 need_root("make scratch cgroups and load BPF programs")?;
-                programs::host_tests(&self.workspace, self.oomprobe()?, &self.args.scenario)
+                let scenarios = &self.args.scenario;
+                let mut tally = programs::host_tests(&self.workspace, self.oomprobe()?, scenarios)?;
+                if scenarios.is_empty() {
+                    tally.add(programs::root_tests(&self.workspace)?);
+                }
+                Ok(tally)
             }
             Step::Pods => self.pods(),
             Step::Guests => guests::run(

@@ -46,6 +46,20 @@ pub(super) fn host_tests(
     Ok(all)
 }
 
+/// Tests of single parts of oomprobe that need root. One after the other: they share the node's state.
+pub(super) fn root_tests(workspace: &Workspace) -> Result<Tally> {
+    let mut cargo = cargo_test(workspace)?;
+    for program in ["census", "deaths", "memory_pressure", "queues"] {
+        cargo.args(["--test", program]);
+    }
+    cargo.args(["--no-fail-fast", "--", "--ignored", "--test-threads=1"]);
+    // What such tests start as another process.
+    cargo.args(["--exact", "--skip=child", "--skip=hog", "--skip=holder"]);
+    tally(&mut cargo, &|name| {
+        format!("cargo test -p probe-user --tests -- --ignored --exact {name}")
+    })
+}
+
 /// The pods.
 pub(super) fn pod_tests(workspace: &Workspace, oomprobe: &Path) -> Result<Tally> {
     let mut cargo = cargo_test(workspace)?;
