@@ -1,6 +1,11 @@
 //! From an incident to its `oom_kill` and its `oom_outcome`.
 
-use std::{rc::Rc, time::Duration};
+use std::{
+    future::Future as _,
+    rc::Rc,
+    task::{self, Poll, Waker},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -112,7 +117,7 @@ impl Daemon {
             .saw(&incident, evidence.limit.as_ref().map(LimitOwner::path));
         let (context, resolver) = (Rc::clone(&self.context), Rc::clone(&self.resolver));
         let (node_name, symbols) = (self.node_name.clone(), Rc::clone(&self.symbols));
-        self.looking_up.spawn_local(async move {
+        let mut making = Box::pin(async move {
             let paths = explain::paths(&incident, &evidence);
             let stack = incident.context().map(Record::stack).unwrap_or_default();
             let (identities, stack) = tokio::join!(
@@ -125,6 +130,16 @@ impl Daemon {
                 kill: explain::oom_kill(&context, &incident, &evidence, &identities, stack),
             }
         });
+        // Mostly all names are known by now.
+        match making
+            .as_mut()
+            .poll(&mut task::Context::from_waker(Waker::noop()))
+        {
+            Poll::Ready(made) => self.made(Ok(made)),
+            Poll::Pending => {
+                self.looking_up.spawn_local(making);
+            }
+        }
     }
 
     /// Reports what only the kernel log tells.

@@ -4,7 +4,7 @@ use std::{fs::File, io};
 
 use super::{
     history::{HitSeries, Known},
-    look::{self, DetailFiles, Roots},
+    look::{self, DetailFiles, LimitHits, Roots},
     quota::Quota,
     recorder::Record,
     sample::{CgroupSample, Settings},
@@ -152,6 +152,22 @@ impl Cgroup {
             usage_bytes,
             detail: Some(detail),
         })
+    }
+
+    /// How often it hit its limits, now.
+    pub fn limit_hits(
+        &self,
+        roots: &Roots,
+        path: &[u8],
+        buf: &mut Vec<u8>,
+    ) -> io::Result<LimitHits> {
+        if roots.hooked {
+            return Ok(LimitHits {
+                max: Some(self.hooked),
+                ..LimitHits::default()
+            });
+        }
+        roots.limit_hits(path, buf)
     }
 
     /// Reads how long it waited for its CPU quota.

@@ -16,8 +16,7 @@ use std::{
 
 use super::{
     cgroup::Cgroup,
-    history::{self, Known},
-    look,
+    history, look,
     metrics::{self, Totals},
     node::NodeFiles,
     psi_trigger::{State, Subject, Triggers},
@@ -271,15 +270,12 @@ impl Pressure {
             cgroup.look_at_quota(&self.watched.roots, path, now_ns, &mut self.buf);
         }
         let (cgroup, mut known) = if let Some(cgroup) = self.watched.cgroups.get(path) {
+            let mut known = cgroup.known();
             // The counters at the kill; what was in memory then is in the record, or lost.
-            let after = cgroup.read_fully(&self.watched.roots, path, now_ns, &mut self.buf);
-            let counted = after.ok().and_then(|sample| sample.detail);
-            let known = cgroup.known();
-            let known = Known {
-                max_events: counted.map_or(known.max_events, |detail| detail.max_events),
-                high_events: counted.map_or(known.high_events, |detail| detail.high_events),
-                ..known
-            };
+            if let Ok(hits) = cgroup.limit_hits(&self.watched.roots, path, &mut self.buf) {
+                known.max_events = hits.max;
+                known.high_events = hits.high;
+            }
             (cgroup, known)
         } else {
             let (_, cgroup) = self

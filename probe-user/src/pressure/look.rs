@@ -73,6 +73,14 @@ impl Roots {
         file.parse(buf, Throttling::parse).ok()
     }
 
+    /// How often the cgroup at `path` itself hit its limits, now.
+    pub fn limit_hits(&self, path: &[u8], buf: &mut Vec<u8>) -> io::Result<LimitHits> {
+        let file = self.directory(path)?.join(LimitHits::file(self.version));
+        TextFile::open(file)
+            .and_then(|file| LimitHits::read(self.version, &file, buf))
+            .map_err(into_io)
+    }
+
     /// Limits and protections of the cgroup at `path`; the limit is its own.
     pub fn settings(&self, path: &[u8], buf: &mut Vec<u8>) -> io::Result<Settings> {
         let dir = self.directory(path)?;
@@ -91,6 +99,39 @@ impl Roots {
         self.memory
             .directory(path)
             .ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+/// How often a cgroup itself hit its limits since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LimitHits {
+    /// Its hard limit.
+    pub max: Option<u64>,
+    /// `memory.high`.
+    pub high: Option<u64>,
+    /// How often it was reclaimed below `memory.low`.
+    pub low: Option<u64>,
+}
+
+impl LimitHits {
+    const fn file(version: Version) -> &'static str {
+        match version {
+            Version::V1 => "memory.failcnt",
+            Version::V2 => "memory.events.local",
+        }
+    }
+
+    fn read(version: Version, file: &TextFile, buf: &mut Vec<u8>) -> Result<Self, Error> {
+        match version {
+            Version::V1 => Ok(Self {
+                max: Some(file.parse(buf, single_number)?),
+                ..Self::default()
+            }),
+            Version::V2 => {
+                let MemoryEvents { max, high, low, .. } = file.parse(buf, MemoryEvents::parse)?;
+                Ok(Self { max, high, low })
+            }
+        }
     }
 }
 
@@ -141,7 +182,7 @@ pub struct DetailFiles {
     stat: TextFile,
     /// v2: `memory.events`; v1: `memory.oom_control`.
     events: Option<TextFile>,
-    /// v2: `memory.events.local`; v1: `memory.failcnt`.
+    /// What [`LimitHits`] are read from.
     hits: Option<TextFile>,
     /// v2: `memory.swap.current`; v1: `memory.kmem.usage_in_bytes`.
     beside: Option<TextFile>,
@@ -167,13 +208,13 @@ impl DetailFiles {
         let [events, hits, beside, sock] = match roots.version {
             Version::V2 => [
                 optional("memory.events")?,
-                optional("memory.events.local")?,
+                optional(LimitHits::file(roots.version))?,
                 optional("memory.swap.current")?,
                 None,
             ],
             Version::V1 => [
                 optional("memory.oom_control")?,
-                optional("memory.failcnt")?,
+                optional(LimitHits::file(roots.version))?,
                 optional("memory.kmem.usage_in_bytes")?,
                 optional("memory.kmem.tcp.usage_in_bytes")?,
             ],
@@ -205,7 +246,6 @@ impl DetailFiles {
         };
         match self.version {
             Version::V1 => {
-                detail.max_events = number(&self.hits)?;
                 detail.kernel_bytes = number(&self.beside)?;
                 detail.sock_bytes = number(&self.sock)?;
                 if let Some(file) = &self.events {
@@ -217,13 +257,13 @@ impl DetailFiles {
                 if let Some(file) = &self.events {
                     detail.oom_kill_events = file.parse(buf, MemoryEvents::parse)?.oom_kill;
                 }
-                if let Some(file) = &self.hits {
-                    let local = file.parse(buf, MemoryEvents::parse)?;
-                    detail.max_events = local.max;
-                    detail.high_events = local.high;
-                    detail.low_events = local.low;
-                }
             }
+        }
+        if let Some(file) = &self.hits {
+            let hits = LimitHits::read(self.version, file, buf)?;
+            detail.max_events = hits.max;
+            detail.high_events = hits.high;
+            detail.low_events = hits.low;
         }
         if let Some(memory) = pressure(self.memory_pressure.as_ref(), buf)? {
             detail.psi_some_us = Some(memory.some.total_us);
