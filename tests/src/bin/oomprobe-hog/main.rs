@@ -176,6 +176,12 @@ fn run(args: Args) -> Result<ExitCode> {
             }
         }
     }
+    // Before it joins: what it does on another processor, PSI weighs against what it waits on this.
+    if let Some(cpu) = args.cpu {
+        let mut set = CpuSet::new();
+        set.set(cpu).context("processor")?;
+        sched_setaffinity(Pid::from_raw(0), &set).context("sched_setaffinity")?;
+    }
     // Were the parent of a storm inside, it would be all that is left to kill while its children
     // are dying.
     if !matches!(
@@ -189,11 +195,6 @@ fn run(args: Args) -> Result<ExitCode> {
     if let Some(comm) = args.comm {
         let comm = CString::new(comm.into_vec()).context("comm")?;
         prctl::set_name(&comm).context("comm")?;
-    }
-    if let Some(cpu) = args.cpu {
-        let mut set = CpuSet::new();
-        set.set(cpu).context("processor")?;
-        sched_setaffinity(Pid::from_raw(0), &set).context("sched_setaffinity")?;
     }
     if let Some(node) = args.bind_node {
         bind_to_node(node)?;
