@@ -80,6 +80,8 @@ pub struct AtKill {
     pub peak_bytes: Option<u64>,
     /// Hits of its hard limit since it was made.
     pub max_events: Option<u64>,
+    /// How many of them there were before hooks counted them, which samples on v1 begin with.
+    pub max_unhooked: Option<u64>,
 }
 
 /// What could not be done.
@@ -289,10 +291,15 @@ impl Pressure {
         known.peak_bytes = at_kill.peak_bytes;
         // A limit that was set after the last look at the settings.
         known.limit_bytes = at_kill.limit_bytes.or(known.limit_bytes);
-        // On v1 samples have the hooks' count, which is another one.
-        if !self.watched.roots.hooked {
-            known.max_events = at_kill.max_events.or(known.max_events);
-        }
+        // Hits go on while the victim dies: they did not lead up to the kill.
+        let unsampled = if self.watched.roots.hooked {
+            at_kill.max_unhooked
+        } else {
+            Some(0)
+        };
+        let hits = at_kill.max_events.zip(unsampled);
+        let hits = hits.map(|(all, unsampled)| all.saturating_sub(unsampled));
+        known.max_events = hits.or(known.max_events);
         Some(history::before(
             &cgroup.record.series(),
             kill_boot_ns,

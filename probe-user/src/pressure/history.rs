@@ -182,7 +182,8 @@ fn build(points: &[Point], kill_ns: u64, known: &Known) -> Before {
         } else {
             points.iter().find_map(of)
         };
-        let last = at_kill.max(points.iter().rev().find_map(of));
+        // A look that began before the kill may have read what came after it.
+        let last = at_kill.or_else(|| points.iter().rev().find_map(of));
         minus(last, first)
     };
     Before {

@@ -364,6 +364,7 @@ impl Daemon {
                 .map(|pages| pages.saturating_mul(page_bytes)),
             peak_bytes: level.map(|level| level.watermark_pages.saturating_mul(page_bytes)),
             max_events: level.and_then(local_max),
+            max_unhooked: hits.map(|totals| totals.max_before),
         };
         let recorded = lookout.sampling.before(path, boot_ns, at_kill);
         recorded.or_else(|| unrecorded(level?, incident))

@@ -204,6 +204,30 @@ fn counters_that_move_are_a_limit_hit_too() {
 }
 
 #[test]
+fn hits_while_the_victim_dies_did_not_lead_up_to_the_kill() {
+    in_runtime(|| {
+        let fake = Fake::new();
+        fake.put("/pod", 900, Some(1000), 5);
+        let mut pressure = fake.open();
+        let start = clock::boot_ns();
+        pressure.tick(start);
+        fake.put("/pod", 1000, Some(1000), 9);
+        pressure.tick(start + SECOND);
+        fake.put("/pod", 1000, Some(1000), 11);
+        let mut max_hits = |at_kill| {
+            let before = pressure.before(b"/pod", start + SECOND, at_kill).unwrap();
+            before.max_hits
+        };
+        let at_kill = AtKill {
+            max_events: Some(7),
+            ..AtKill::default()
+        };
+        assert_eq!(max_hits(at_kill), Some(2));
+        assert_eq!(max_hits(AtKill::default()), Some(6), "for want of that");
+    });
+}
+
+#[test]
 fn created_and_removed() {
     in_runtime(|| {
         let fake = Fake::new();
