@@ -32,8 +32,8 @@ pub(super) const QEMU: &str = "qemu-system-x86_64";
 /// Emulated processors share one time stamp counter, but claim nothing of the sort. A kernel that
 /// takes it for unstable keeps `sched_clock()` within a tick of the last tick it saw
 /// (`kernel/sched/clock.c`). When the host takes the guest's time away, that clock stands still, and
-/// what it missed goes to whatever runs when the tick comes: PSI, which tests compare with, was off
-/// by up to 15 %. Hence `tsc=reliable`.
+/// what it missed goes to whatever runs when the tick comes: PSI, which tests compare with, is off
+/// by more than the 5 % they allow. Hence `tsc=reliable`.
 const KERNEL_COMMAND_LINE: &str = "rdinit=/init console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check \
     tsc=reliable mitigations=off nowatchdog rcupdate.rcu_cpu_stall_suppress=1 workqueue.watchdog_thresh=0";
 
